@@ -1,0 +1,166 @@
+"""The one noun that every stage shares: a batch of records, as a NumPy structured array in time order.
+
+`RECORD` is `struct tcpio_record` of bpf/record.h; a test compares the two through the object's BTF. `FLOW` is what
+the connection table knows of each slot and the encoders need.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RECORD_VERSION = 1
+
+
+class Kind(IntEnum):
+    """`enum tcpio_kind`."""
+
+    PACKET = 1
+    SOCKET = 2
+    RESET = 3
+
+
+class Direction(IntEnum):
+    """`enum tcpio_direction`."""
+
+    RECEIVE = 0
+    TRANSMIT = 1
+
+
+class Mark(IntFlag):
+    """`enum tcpio_mark`."""
+
+    RETRANSMIT = 1
+    DROPPED = 2
+    TRANSLATED = 4
+    LISTENER = 8
+    NO_SOCKET = 16
+
+
+class Flag(IntFlag):
+    """TCP header byte 13, RFC 9293 section 3.1; the names are those `tcpio.d` prints."""
+
+    FIN = 0x01
+    SYN = 0x02
+    RST = 0x04
+    PUSH = 0x08
+    ACK = 0x10
+    URG = 0x20
+    ECE = 0x40
+    CWR = 0x80
+
+
+class State(IntEnum):
+    """The kernel's TCP states (include/net/tcp_states.h), part of its ABI."""
+
+    ESTABLISHED = 1
+    SYN_SENT = 2
+    SYN_RECV = 3
+    FIN_WAIT1 = 4
+    FIN_WAIT2 = 5
+    TIME_WAIT = 6
+    CLOSE = 7
+    CLOSE_WAIT = 8
+    LAST_ACK = 9
+    LISTEN = 10
+    CLOSING = 11
+    NEW_SYN_RECV = 12
+
+
+FLAG_NAMES: tuple[str, ...] = tuple(
+    "|".join(flag.name or "" for flag in Flag if bits & flag) or "null" for bits in range(256)
+)
+"""The text of every flags byte, as `tcpio.d` prints it: `FIN|ACK`; `null` for none."""
+
+
+def _layout(*fields: tuple[str, str, int], itemsize: int) -> np.dtype[Any]:
+    names, formats, offsets = zip(*fields, strict=True)
+    return np.dtype(
+        {"names": list(names), "formats": list(formats), "offsets": list(offsets), "itemsize": itemsize}
+    )
+
+
+RECORD = _layout(
+    ("time_ns", "<u8", 0),
+    ("socket_cookie", "<u8", 8),
+    ("local_address", "V16", 16),
+    ("peer_address", "V16", 32),
+    ("local_port", "<u2", 48),
+    ("peer_port", "<u2", 50),
+    ("netns", "<u4", 52),
+    ("pid", "<u4", 56),
+    ("cpu", "<u2", 60),
+    ("kind", "u1", 62),
+    ("state", "u1", 63),
+    ("process_name", "S16", 64),
+    # kind PACKET
+    ("seq", "<u4", 80),
+    ("ack", "<u4", 84),
+    ("payload_bytes", "<u4", 88),
+    ("window", "<u2", 92),
+    ("gso_segments", "<u2", 94),
+    ("flags", "u1", 96),
+    ("direction", "u1", 97),
+    ("marks", "<u2", 98),
+    ("drop_reason", "<u2", 100),
+    ("header_local_port", "<u2", 102),
+    ("header_peer_port", "<u2", 104),
+    ("header_local_address", "V16", 112),
+    ("header_peer_address", "V16", 128),
+    # kinds SOCKET and RESET
+    ("bytes_acked", "<u8", 80),
+    ("bytes_received", "<u8", 88),
+    ("bytes_sent", "<u8", 96),
+    ("bytes_retransmitted", "<u8", 104),
+    ("snd_una", "<u4", 112),
+    ("snd_nxt", "<u4", 116),
+    ("write_seq", "<u4", 120),
+    ("rcv_nxt", "<u4", 124),
+    ("segments_in", "<u4", 128),
+    ("segments_out", "<u4", 132),
+    ("retransmits", "<u4", 136),
+    ("rtt_smoothed_us", "<u4", 140),
+    ("rtt_min_us", "<u4", 144),
+    ("old_state", "u1", 148),
+    ("new_state", "u1", 149),
+    ("error", "<u2", 150),
+    ("reason", "<u4", 152),
+    itemsize=160,
+)
+
+KEY_OFFSET, KEY_BYTES = 16, 40
+"""Where the connection's key lies in a record: the socket's tuple and network namespace."""
+
+IPV4_PREFIX = bytes(10) + b"\xff\xff"
+"""An address that starts so is IPv4 (RFC 4291 section 2.5.5.2)."""
+
+FLOW = np.dtype(
+    [
+        ("version", "<u8"),
+        ("trace_id", "V16"),
+        ("span_id", "V8"),
+        ("identified", "?"),
+        ("pid", "<u4"),
+        ("process_name", "S16"),
+    ]
+)
+"""What the connection table publishes of a slot: `version` is unique over slots and rises with every change of the
+rest, so that a consumer knows when its own copy is stale; the ids are zero until `identified`."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records in time order, and the clock to read them by.
+
+    `records` has dtype RECORD and shape (n,); `unix_offset_ns` added to `time_ns` gives Unix time (0 for a replayed
+    capture, whose records carry Unix time themselves); `observed_ns` is the Unix time of the drain.
+    """
+
+    records: NDArray[np.void]
+    unix_offset_ns: int
+    observed_ns: int
+
+    def __len__(self) -> int:
+        return len(self.records)

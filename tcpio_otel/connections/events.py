@@ -1,0 +1,96 @@
+"""What the connection table reports: connections that ended, frozen, with all that a span needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """Which end of the connection this is: the one that sent the first SYN, the other, or not known."""
+
+    CLIENT = "client"
+    SERVER = "server"
+    UNKNOWN = "unknown"
+
+
+class Start(StrEnum):
+    """How the table came to know the connection: it saw the handshake, or the connection was older."""
+
+    OBSERVED = "observed"
+    INHERITED = "inherited"
+
+
+class End(StrEnum):
+    """Why the table stopped following the connection."""
+
+    OBSERVED = "observed"
+    AGENT_SHUTDOWN = "agent_shutdown"
+    EVICTED = "evicted"
+
+
+class CloseReason(StrEnum):
+    """How a connection came to its end on the wire."""
+
+    FIN = "fin"
+    RESET = "reset"
+    REFUSED = "refused"
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    ABORTED = "aborted"  # ended by this end without a segment that says so
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address (16 bytes, network order, IPv4 as ::ffff:a.b.c.d) and a port."""
+
+    address: bytes
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Milestone:
+    """Something that happened to a connection: becomes a span event. `time_ns` is Unix time."""
+
+    name: str
+    time_ns: int
+    attributes: Mapping[str, str | int | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One end of a TCP connection, at the end of its life or of the agent's.
+
+    Times are Unix nanoseconds; durations and round-trip times are seconds, None where nothing measured them.
+    `trace_id`, `span_id` and `parent_span_id` are 16, 8 and 8 bytes (parent empty: a root span). Bytes are payload
+    that the socket sent and had acknowledged or received in order, without retransmits; `kernel_totals` says
+    whether they come from the kernel's `tcp_sock` or from adding up records.
+    """
+
+    local: Endpoint
+    peer: Endpoint
+    netns: int
+    role: Role
+    start: Start
+    end: End
+    start_ns: int
+    end_ns: int
+    trace_id: bytes
+    span_id: bytes
+    parent_span_id: bytes
+    connection_id: str
+    close_reason: CloseReason | None
+    close_initiator: str | None  # "local" or "peer"
+    error_type: str | None
+    bytes_sent: int
+    bytes_received: int
+    packets_sent: int
+    packets_received: int
+    retransmits: int
+    kernel_totals: bool
+    rtt_smoothed_s: float | None
+    rtt_min_s: float | None
+    handshake_s: float | None
+    pid: int
+    process_name: str
+    milestones: tuple[Milestone, ...]
+    milestones_dropped: int

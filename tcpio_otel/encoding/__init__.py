@@ -1,0 +1,1 @@
+"""Records and connection events to bytes: pure functions of their input, no I/O."""

@@ -1,0 +1,1 @@
+"""Bytes to receivers: bounded queues, retries, OTLP/gRPC, OTLP/HTTP, OTLP/JSON files, standard output."""

@@ -1,0 +1,38 @@
+"""Where and how one signal is sent: what configuration and environment come to, whatever they came from."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class Protocol(StrEnum):
+    """OTLP transports, by the names of `OTEL_EXPORTER_OTLP_PROTOCOL`."""
+
+    GRPC = "grpc"
+    HTTP_PROTOBUF = "http/protobuf"
+    HTTP_JSON = "http/json"
+
+
+class Compression(StrEnum):
+    """Request compression, by the names of `OTEL_EXPORTER_OTLP_COMPRESSION`."""
+
+    GZIP = "gzip"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class OtlpSettings:
+    """An OTLP receiver for one signal.
+
+    `endpoint` is a whole URL: for HTTP with the signal's path, for gRPC scheme, host and port (`http` means
+    plaintext, `https` TLS). `timeout_s` bounds one attempt. Certificates are PEM files; None: the system's roots.
+    """
+
+    endpoint: str
+    protocol: Protocol
+    headers: tuple[tuple[str, str], ...] = ()
+    timeout_s: float = 10.0
+    compression: Compression = Compression.NONE
+    certificate: Path | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
