@@ -31,16 +31,19 @@ enum tcpio_mark {
 };
 
 /* Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d; everything else is in host order. */
-struct tcpio_record {
-	__u64 time_ns; /* boot clock */
-	__u64 socket_cookie; /* 0: unknown */
-	/* Bytes 16 to 56 are the connection's key: the socket's own tuple and its network namespace. */
+struct tcpio_tuple {
 	__u8 local_address[16];
 	__u8 peer_address[16];
 	__u16 local_port;
 	__u16 peer_port;
 	__u32 netns; /* inode number of the network namespace; 0: unknown */
-	__u32 pid;   /* thread group id in the initial namespace; 0: unknown */
+};
+
+struct tcpio_record {
+	__u64 time_ns; /* boot clock */
+	__u64 socket_cookie; /* 0: unknown */
+	struct tcpio_tuple tuple; /* the connection's key: the socket's own tuple, whatever NAT makes of it */
+	__u32 pid; /* thread group id in the initial namespace; 0: unknown */
 	__u16 cpu;
 	__u8 kind;
 	__u8 state;	       /* TCP state of the socket at hand; 0: none */

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * What the agent tells the probe through mapped memory, and the filters that stand in it: UAPI headers only.
+ * tcpio_otel/capture/control.py holds the same layout; a test compares the two through the object's BTF.
+ */
+#ifndef TCPIO_FILTER_H
+#define TCPIO_FILTER_H
+
+/* Key of the longest-prefix-match map of wanted networks; IPv4 prefixes are 96 bits longer than they are written. */
+struct tcpio_network {
+	__u32 prefix_bits;
+	__u8 address[16];
+};
+
+struct tcpio_control {
+	__u32 agent_tgid; /* the probe fills it in: the agent cannot know its id outside its pid namespace */
+	__u32 port_filter; /* 0: every port passes */
+	__u32 network_filter; /* 0: every address passes */
+	__u32 wakeup_bytes; /* a ring that fills beyond this wakes the agent */
+	__u64 tcp_v4_rcv[2]; /* addresses of the kernel's code: first, one past the last; 0: unknown */
+	__u64 tcp_v6_rcv[2];
+	__u32 drop_socket_filter; /* this kernel's numbers of two drop reasons; 0: it has none */
+	__u32 drop_socket_backlog;
+	__u64 ports[1024]; /* one bit a port */
+	__u8 own_ports[65536]; /* 1: a server port of the agent's own connections; kept by the probe */
+};
+
+static __always_inline bool tcpio_bit(const __u64 *bits, __u16 index)
+{
+	return bits[index >> 6] >> (index & 63) & 1;
+}
+
+static __always_inline bool tcpio_wanted_port(const struct tcpio_control *control, const struct tcpio_tuple *tuple)
+{
+	return !control->port_filter || tcpio_bit(control->ports, tuple->local_port) ||
+	       tcpio_bit(control->ports, tuple->peer_port);
+}
+
+/* Does `networks` hold a prefix of either address? */
+static __always_inline bool tcpio_wanted_network(void *networks, const struct tcpio_tuple *tuple)
+{
+	struct tcpio_network network = { .prefix_bits = 128 };
+
+	__builtin_memcpy(network.address, tuple->local_address, 16);
+	if (bpf_map_lookup_elem(networks, &network))
+		return true;
+	__builtin_memcpy(network.address, tuple->peer_address, 16);
+	return bpf_map_lookup_elem(networks, &network) != NULL;
+}
+
+#endif

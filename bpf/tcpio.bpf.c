@@ -1,0 +1,805 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
+/*
+ * The probe: one record for every TCP segment that this host's stack sends or receives, in every network namespace.
+ *
+ * Hooks, and what each of them is for (docs/architecture.md says why these and no kprobe):
+ *   cgroup_skb both ways         every segment of every full socket, and of listeners
+ *   tp_btf/kfree_skb             segments that a TIME_WAIT or no socket received
+ *   tp_btf/net_dev_queue         segments that a TIME_WAIT or no socket sent, where cgroup_skb does not see them
+ *   tp_btf/inet_sock_set_state   a socket's totals when it closes
+ *   tp_btf/tcp_send_reset        why the kernel sent a RST
+ *   cgroup/sock_create           who owns a socket; accepted sockets inherit it from their listener
+ *   tp_btf/tcp_rcv_space_adjust  who really reads from it: a pre-forked worker, say
+ *   iter/task_file               sockets older than the agent, and all sockets when it stops
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+#include "record.h"
+#include "packet.h"
+#include "filter.h"
+#include "kernel.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define AF_INET6 10
+#define SOCK_STREAM 1
+
+#define TCP_SYN_SENT 2
+#define TCP_SYN_RECV 3
+#define TCP_TIME_WAIT 6
+#define TCP_CLOSE 7
+#define TCP_LISTEN 10
+#define TCP_NEW_SYN_RECV 12
+
+#define FLAG_FIN 0x01
+#define FLAG_SYN 0x02
+#define FLAG_ACK 0x10
+
+#define MAX_CPUS 1024
+/* A reply to a segment leaves before the segment is freed; anything later than this is another segment. */
+#define REPLY_WINDOW_NS 1000000
+
+struct owner {
+	__u32 pid;
+	__u32 observed; /* the probe has reported this socket, or saw it being made */
+	__u8 name[16];
+};
+
+/* Scratch of one CPU, for what one softirq pass over one segment must remember between hooks. */
+struct scratch {
+	__u64 socket; /* the address of a control socket, on its way to a plain read */
+	__u64 reply_time_ns;
+	struct segment {
+		__u32 seq;
+		__u32 ack;
+		__u16 local_port;
+		__u16 peer_port;
+	} reply, handshake;
+	__u32 reserved[2];
+};
+
+struct own_key {
+	__u8 client_address[16];
+	__u8 server_address[16];
+	__u16 client_port;
+	__u16 server_port;
+};
+
+struct ring {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_CPUS);
+	__type(key, __u32);
+	__array(values, struct ring);
+} rings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_CPUS);
+	__type(key, __u32);
+	__type(value, struct tcpio_counters);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tcpio_control);
+} control SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratches SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct owner);
+} owners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, struct tcpio_network);
+	__type(value, __u8);
+} networks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct own_key);
+	__type(value, __u8);
+} own_connections SEC(".maps");
+
+/* Where one hook stands: its CPU, the counters of that CPU, and the agent's wishes. */
+struct context {
+	__u32 cpu;
+	struct tcpio_counters *counters;
+	struct tcpio_control *control;
+	struct scratch *scratch;
+};
+
+static __always_inline bool enter(struct context *context)
+{
+	__u32 zero = 0;
+
+	context->cpu = bpf_get_smp_processor_id();
+	context->counters = bpf_map_lookup_elem(&counters, &context->cpu);
+	context->control = bpf_map_lookup_elem(&control, &zero);
+	context->scratch = bpf_map_lookup_elem(&scratches, &zero);
+	return context->counters && context->control && context->scratch;
+}
+
+/* A program can be interrupted by another on its CPU, so counting is atomic. */
+#define COUNT(counter) __sync_fetch_and_add(&(counter), 1)
+
+/* Room for one record on this CPU's ring, zeroed and stamped; NULL when there is none. The stamp is taken after
+ * the reservation: whatever the reader does not find reserved yet is younger than its look at the clock. */
+static __always_inline struct tcpio_record *reserve(const struct context *context, void **ring)
+{
+	struct tcpio_record *record;
+
+	*ring = bpf_map_lookup_elem(&rings, &context->cpu);
+	if (!*ring)
+		return NULL;
+	record = bpf_ringbuf_reserve(*ring, sizeof(*record), 0);
+	if (!record)
+		return NULL;
+	__builtin_memset(record, 0, sizeof(*record));
+	record->time_ns = bpf_ktime_get_boot_ns();
+	record->cpu = context->cpu;
+	return record;
+}
+
+/* Waking costs ten times the probe: only the record that crosses the mark wakes the reader, a timer does the rest. */
+static __always_inline void submit(const struct context *context, void *ring, struct tcpio_record *record)
+{
+	__u64 available = bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA);
+	__u32 mark = context->control->wakeup_bytes;
+	__u32 stride = sizeof(*record) + BPF_RINGBUF_HDR_SZ;
+
+	bpf_ringbuf_submit(record, available >= mark && available - stride < mark ? BPF_RB_FORCE_WAKEUP :
+										      BPF_RB_NO_WAKEUP);
+}
+
+static __always_inline void fill_owner(struct tcpio_record *record, const struct owner *owner)
+{
+	record->pid = owner->pid;
+	__builtin_memcpy(record->process_name, owner->name, sizeof(record->process_name));
+}
+
+/* The socket's own tuple: what the application asked for, whatever NAT makes of it on the wire. */
+static __always_inline void fill_tuple(struct tcpio_tuple *tuple, struct sock *sk)
+{
+	struct inet_sock *inet = (struct inet_sock *)sk;
+	struct in6_addr address;
+
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6) {
+		BPF_CORE_READ_INTO(&address, sk, __sk_common.skc_v6_rcv_saddr);
+		__builtin_memcpy(tuple->local_address, &address, 16);
+		BPF_CORE_READ_INTO(&address, sk, __sk_common.skc_v6_daddr);
+		__builtin_memcpy(tuple->peer_address, &address, 16);
+	} else {
+		tcpio_map_ipv4(tuple->local_address, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
+		tcpio_map_ipv4(tuple->peer_address, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+	}
+	tuple->local_port = __builtin_bswap16(BPF_CORE_READ(inet, inet_sport));
+	tuple->peer_port = __builtin_bswap16(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	tuple->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+}
+
+static __always_inline bool same_ends(const struct tcpio_tuple *one, const struct tcpio_tuple *other)
+{
+	__u64 a[4], b[4];
+
+	__builtin_memcpy(a, one, sizeof(a));
+	__builtin_memcpy(b, other, sizeof(b));
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && one->local_port == other->local_port &&
+	       one->peer_port == other->peer_port;
+}
+
+/* A socket's totals and numbers. Other CPUs may be changing them: read until two looks in a row agree on the
+ * sequence numbers, so that the initial ones can be computed from them. */
+static __always_inline void fill_totals(struct tcpio_record *record, struct tcp_sock *tp)
+{
+	for (int i = 0; i < 4; i++) {
+		record->socket.snd_una = BPF_CORE_READ(tp, snd_una);
+		record->socket.rcv_nxt = BPF_CORE_READ(tp, rcv_nxt);
+		record->socket.snd_nxt = BPF_CORE_READ(tp, snd_nxt);
+		record->socket.write_seq = BPF_CORE_READ(tp, write_seq);
+		record->socket.bytes_acked = BPF_CORE_READ(tp, bytes_acked);
+		record->socket.bytes_received = BPF_CORE_READ(tp, bytes_received);
+		record->socket.bytes_sent = BPF_CORE_READ(tp, bytes_sent);
+		record->socket.bytes_retransmitted = BPF_CORE_READ(tp, bytes_retrans);
+		if (record->socket.snd_una == BPF_CORE_READ(tp, snd_una) &&
+		    record->socket.rcv_nxt == BPF_CORE_READ(tp, rcv_nxt) &&
+		    record->socket.snd_nxt == BPF_CORE_READ(tp, snd_nxt) &&
+		    record->socket.bytes_sent == BPF_CORE_READ(tp, bytes_sent))
+			break;
+	}
+	record->socket.segments_in = BPF_CORE_READ(tp, segs_in);
+	record->socket.segments_out = BPF_CORE_READ(tp, segs_out);
+	record->socket.retransmits = BPF_CORE_READ(tp, total_retrans);
+	record->socket.rtt_smoothed_us = BPF_CORE_READ(tp, srtt_us) >> 3; /* the kernel keeps eighths */
+	record->socket.rtt_min_us = BPF_CORE_READ(tp, rtt_min.s[0].v);
+	record->socket.error = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.sk_err);
+}
+
+static __always_inline void fill_socket(struct tcpio_record *record, struct tcp_sock *tp, __u8 old_state,
+					__u8 new_state)
+{
+	record->kind = TCPIO_SOCKET;
+	record->state = new_state;
+	fill_tuple(&record->tuple, (struct sock *)tp);
+	fill_totals(record, tp);
+	record->socket.old_state = old_state;
+	record->socket.new_state = new_state;
+}
+
+static __always_inline void own_key(struct own_key *key, const __u8 client[16], __u16 client_port,
+				    const __u8 server[16], __u16 server_port)
+{
+	__builtin_memcpy(key->client_address, client, 16);
+	__builtin_memcpy(key->server_address, server, 16);
+	key->client_port = client_port;
+	key->server_port = server_port;
+}
+
+/* The agent's own connections, at both ends. Its own end is known by process; when that end sends its SYN, the
+ * tuple on the wire is noted, and the other end, should it be on this host, is known by that. */
+static __always_inline bool own_connection(const struct context *context, const struct tcpio_tuple *tuple,
+					   const struct owner *owner)
+{
+	struct tcpio_control *control = context->control;
+	struct own_key key;
+
+	if (owner && owner->pid && owner->pid == control->agent_tgid)
+		return true;
+	if (control->own_ports[tuple->local_port]) {
+		own_key(&key, tuple->peer_address, tuple->peer_port, tuple->local_address, tuple->local_port);
+		if (bpf_map_lookup_elem(&own_connections, &key))
+			return true;
+	}
+	/* The agent's end once its owner is gone: a TIME_WAIT socket. */
+	if (control->own_ports[tuple->peer_port]) {
+		own_key(&key, tuple->local_address, tuple->local_port, tuple->peer_address, tuple->peer_port);
+		if (bpf_map_lookup_elem(&own_connections, &key))
+			return true;
+	}
+	return false;
+}
+
+static __always_inline void note_own_connection(const struct context *context, const struct tcpio_tuple *headers)
+{
+	struct own_key key;
+	__u8 one = 1;
+
+	own_key(&key, headers->local_address, headers->local_port, headers->peer_address, headers->peer_port);
+	bpf_map_update_elem(&own_connections, &key, &one, BPF_ANY);
+	context->control->own_ports[headers->peer_port] = 1;
+}
+
+/* Counts one packet; true when nothing filters it. */
+static __always_inline bool wanted(const struct context *context, const struct tcpio_tuple *tuple,
+				   const struct owner *owner)
+{
+	COUNT(context->counters->seen);
+	if (own_connection(context, tuple, owner)) {
+		COUNT(context->counters->filtered_own);
+		return false;
+	}
+	if (!tcpio_wanted_port(context->control, tuple)) {
+		COUNT(context->counters->filtered_port);
+		return false;
+	}
+	if (context->control->network_filter && !tcpio_wanted_network(&networks, tuple)) {
+		COUNT(context->counters->filtered_cidr);
+		return false;
+	}
+	return true;
+}
+
+static __always_inline bool wanted_fact(const struct context *context, const struct tcpio_tuple *tuple,
+					const struct owner *owner)
+{
+	return !own_connection(context, tuple, owner) && tcpio_wanted_port(context->control, tuple) &&
+	       (!context->control->network_filter || tcpio_wanted_network(&networks, tuple));
+}
+
+/* Room for a packet that is wanted, its headers filled in; NULL, and counted, when there is none. */
+static __always_inline struct tcpio_record *reserve_packet(const struct context *context, void **ring,
+							   const struct tcpio_tuple *tuple,
+							   const struct tcpio_headers *headers, __u8 direction,
+							   __u32 total_bytes)
+{
+	struct tcpio_record *record = reserve(context, ring);
+
+	if (!record) {
+		COUNT(context->counters->lost);
+		return NULL;
+	}
+	COUNT(context->counters->submitted);
+	record->tuple = *tuple;
+	tcpio_fill_packet(record, headers, direction, total_bytes);
+	return record;
+}
+
+static __always_inline struct tcpio_record *reserve_fact(const struct context *context, void **ring)
+{
+	struct tcpio_record *record = reserve(context, ring);
+
+	if (!record)
+		COUNT(context->counters->lost_facts);
+	return record;
+}
+
+static __always_inline void remember(struct segment *segment, const struct tcpio_headers *headers)
+{
+	segment->seq = headers->seq;
+	segment->ack = headers->ack;
+	segment->local_port = headers->tuple.local_port;
+	segment->peer_port = headers->tuple.peer_port;
+}
+
+static __always_inline bool remembered(const struct segment *segment, const struct tcpio_headers *headers)
+{
+	return segment->local_port && segment->seq == headers->seq && segment->ack == headers->ack &&
+	       segment->local_port == headers->tuple.local_port && segment->peer_port == headers->tuple.peer_port;
+}
+
+static __always_inline void forget(struct segment *segment)
+{
+	segment->local_port = 0;
+}
+
+static __always_inline long load_skb(const void *packet, __u32 offset, void *to, __u32 size)
+{
+	return bpf_skb_load_bytes(packet, offset, to, size);
+}
+
+static __always_inline long load_memory(const void *packet, __u32 offset, void *to, __u32 size)
+{
+	return bpf_probe_read_kernel(to, size, packet + offset);
+}
+
+/* Global functions: the verifier checks each once, and takes what they return for any number. */
+__noinline __u32 ipv6_payload_skb(struct __sk_buff *skb, __u8 next)
+{
+	return tcpio_ipv6_payload(skb, load_skb, next);
+}
+
+__noinline __u32 ipv6_payload_memory(__u64 address, __u8 next)
+{
+	return tcpio_ipv6_payload((const void *)address, load_memory, next);
+}
+
+static __always_inline __u32 ipv6_skb(const void *packet, __u8 next)
+{
+	return ipv6_payload_skb((struct __sk_buff *)packet, next);
+}
+
+static __always_inline __u32 ipv6_memory(const void *packet, __u8 next)
+{
+	return ipv6_payload_memory((__u64)packet, next);
+}
+
+static __always_inline bool decode_skb(struct tcpio_headers *headers, __u8 direction, struct __sk_buff *skb)
+{
+	return tcpio_decode(headers, direction, skb, load_skb, ipv6_skb);
+}
+
+static __always_inline bool decode_memory(struct tcpio_headers *headers, __u8 direction, const void *network)
+{
+	return tcpio_decode(headers, direction, network, load_memory, ipv6_memory);
+}
+
+/* Reports a socket that is older than the agent and that no process's files led to: one never accepted, say. */
+static __always_inline void announce(const struct context *context, struct tcp_sock *tp, const struct owner *owner,
+				     __u64 cookie)
+{
+	__u8 state = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state);
+	struct tcpio_record *record;
+	void *ring;
+
+	record = reserve_fact(context, &ring);
+	if (!record)
+		return;
+	record->socket_cookie = cookie;
+	fill_owner(record, owner);
+	fill_socket(record, tp, state, state);
+	submit(context, ring, record);
+}
+
+/* The namespace of a socket that is no TCP socket: no helper turns it into a kernel pointer, so its address takes
+ * the way through memory. */
+static __always_inline __u32 netns_of_raw(struct scratch *scratch, struct bpf_sock *sk)
+{
+	struct sock *kernel_socket;
+
+	*(struct bpf_sock *volatile *)&scratch->socket = sk;
+	kernel_socket = (struct sock *)*(volatile __u64 *)&scratch->socket;
+	return BPF_CORE_READ(kernel_socket, __sk_common.skc_net.net, ns.inum);
+}
+
+/* snd_nxt moves on after a segment was sent, so what lies before it went out already. A keep-alive probe lies there
+ * too, but carries nothing; the SYN-ACK of a simultaneous open answers, it does not repeat. */
+static __always_inline bool is_retransmit(struct tcp_sock *tp, const struct tcpio_headers *headers, __u32 total_bytes)
+{
+	__u8 syn_fin = headers->flags & (FLAG_SYN | FLAG_FIN);
+
+	return (total_bytes > headers->header_bytes || syn_fin) &&
+	       (headers->flags & (FLAG_SYN | FLAG_ACK)) != (FLAG_SYN | FLAG_ACK) &&
+	       (__s32)(headers->seq - BPF_CORE_READ(tp, snd_nxt)) < 0;
+}
+
+static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
+{
+	bool sent = direction == TCPIO_TRANSMIT;
+	struct tcpio_headers headers;
+	struct tcpio_record *record;
+	struct tcp_sock *tp = NULL;
+	struct tcpio_tuple tuple;
+	struct context context;
+	struct owner *owner;
+	struct bpf_sock *sk;
+	__u16 marks = 0;
+	bool stream;
+	void *ring;
+
+	sk = skb->sk;
+	if (!sk)
+		return 1;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return 1;
+	/* A raw socket of protocol TCP receives copies of what others receive. What it sends is a segment like any:
+	 * the kernel's own control sockets, which send RSTs, are such sockets. */
+	stream = sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP;
+	if (!stream && !sent)
+		return 1;
+	if (!decode_skb(&headers, direction, skb) || !enter(&context))
+		return 1;
+	owner = bpf_sk_storage_get(&owners, sk, 0, 0);
+	if (stream)
+		tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp) {
+		tuple = headers.tuple;
+		tuple.netns = netns_of_raw(context.scratch, sk);
+		marks = TCPIO_MARK_NO_SOCKET;
+	} else if (sk->state == TCP_LISTEN) {
+		tuple = headers.tuple;
+		tuple.netns = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net, ns.inum);
+		marks = TCPIO_MARK_LISTENER;
+		remember(&context.scratch->handshake, &headers);
+	} else {
+		fill_tuple(&tuple, (struct sock *)tp);
+		if (!same_ends(&tuple, &headers.tuple))
+			marks = TCPIO_MARK_TRANSLATED;
+		if (sent && is_retransmit(tp, &headers, skb->len))
+			marks |= TCPIO_MARK_RETRANSMIT;
+	}
+	if (sent && (headers.flags & (FLAG_SYN | FLAG_ACK)) == FLAG_SYN && owner &&
+	    owner->pid == context.control->agent_tgid)
+		note_own_connection(&context, &headers.tuple);
+	if (!wanted(&context, &tuple, owner))
+		return 1;
+	record = reserve_packet(&context, &ring, &tuple, &headers, direction, skb->len);
+	if (!record)
+		return 1;
+	record->socket_cookie = bpf_get_socket_cookie(skb);
+	record->packet.gso_segments = skb->gso_segs;
+	record->packet.marks = marks;
+	if (tp)
+		record->state = sk->state;
+	if (owner)
+		fill_owner(record, owner);
+	if (!tp) {
+		remember(&context.scratch->reply, &headers);
+		context.scratch->reply_time_ns = record->time_ns;
+	}
+	submit(&context, ring, record);
+
+	if (tp && !(marks & TCPIO_MARK_LISTENER) && (!owner || !owner->observed)) {
+		owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (owner) {
+			owner->observed = 1;
+			announce(&context, tp, owner, bpf_get_socket_cookie(skb));
+		}
+	}
+	return 1;
+}
+
+SEC("cgroup_skb/ingress")
+int tcpio_ingress(struct __sk_buff *skb)
+{
+	return on_segment(skb, TCPIO_RECEIVE);
+}
+
+SEC("cgroup_skb/egress")
+int tcpio_egress(struct __sk_buff *skb)
+{
+	return on_segment(skb, TCPIO_TRANSMIT);
+}
+
+/* Length from the IP header on: `data` may stand before it (link layer) or behind it (in TCP). */
+static __always_inline __u32 packet_bytes(struct sk_buff *skb, const unsigned char *network)
+{
+	return BPF_CORE_READ(skb, len) + (__u32)(BPF_CORE_READ(skb, data) - network);
+}
+
+/* Counts, filters and fills in a segment for which there is only the packet itself to go by. */
+static __always_inline struct tcpio_record *reserve_without_socket(const struct context *context, void **ring,
+								   struct sk_buff *skb,
+								   const struct tcpio_headers *headers,
+								   const unsigned char *network, __u8 direction)
+{
+	struct skb_shared_info *shared = (void *)(BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, end));
+	struct tcpio_tuple tuple = headers->tuple;
+	struct tcpio_record *record;
+
+	tuple.netns = BPF_CORE_READ(skb, dev, nd_net.net, ns.inum);
+	if (!wanted(context, &tuple, NULL))
+		return NULL;
+	record = reserve_packet(context, ring, &tuple, headers, direction, packet_bytes(skb, network));
+	if (!record)
+		return NULL;
+	record->packet.gso_segments = BPF_CORE_READ(shared, gso_segs);
+	record->packet.marks = TCPIO_MARK_NO_SOCKET;
+	return record;
+}
+
+static __always_inline bool within(__u64 address, const __u64 range[2])
+{
+	return address >= range[0] && address < range[1];
+}
+
+/* A segment that TCP received and freed. Those that went through a full socket or a listener were seen at ingress;
+ * left are those that met a TIME_WAIT socket, none at all, or a wrong checksum. */
+static __always_inline int on_drop(struct sk_buff *skb, void *location, __u32 reason)
+{
+	struct tcpio_headers headers;
+	struct tcpio_record *record;
+	struct context context;
+	unsigned char *network;
+	void *ring;
+
+	if (!enter(&context))
+		return 0;
+	if (!within((__u64)location, context.control->tcp_v4_rcv) &&
+	    !within((__u64)location, context.control->tcp_v6_rcv))
+		return 0;
+	if (reason && (reason == context.control->drop_socket_filter || reason == context.control->drop_socket_backlog))
+		return 0;
+	network = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
+	if (!decode_memory(&headers, TCPIO_RECEIVE, network))
+		return 0;
+	if (remembered(&context.scratch->handshake, &headers)) {
+		forget(&context.scratch->handshake);
+		return 0;
+	}
+	record = reserve_without_socket(&context, &ring, skb, &headers, network, TCPIO_RECEIVE);
+	if (!record)
+		return 0;
+	record->packet.marks |= TCPIO_MARK_DROPPED;
+	record->packet.drop_reason = reason;
+	/* The reply, a RST say, is sent before the segment is freed; on the wire the segment came first. */
+	if (context.scratch->reply.local_port == headers.tuple.local_port &&
+	    context.scratch->reply.peer_port == headers.tuple.peer_port &&
+	    record->time_ns - context.scratch->reply_time_ns < REPLY_WINDOW_NS)
+		record->time_ns = context.scratch->reply_time_ns - 1;
+	context.scratch->reply_time_ns = 0;
+	submit(&context, ring, record);
+	return 0;
+}
+
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(tcpio_drop, struct sk_buff *skb, void *location, int reason)
+{
+	return on_drop(skb, location, reason);
+}
+
+SEC("tp_btf/net_dev_queue")
+int BPF_PROG(tcpio_queue, struct sk_buff *skb)
+{
+	struct sock *sk = BPF_CORE_READ(skb, sk);
+	struct tcpio_headers headers;
+	struct tcpio_record *record;
+	struct context context;
+	unsigned char *network;
+	void *ring;
+	__u8 state = 0;
+
+	if (sk) {
+		state = BPF_CORE_READ(sk, __sk_common.skc_state);
+		if (state != TCP_TIME_WAIT)
+			return 0;
+	} else if (BPF_CORE_READ(skb, skb_iif)) {
+		return 0; /* forwarded */
+	}
+	network = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
+	if (!decode_memory(&headers, TCPIO_TRANSMIT, network) || !enter(&context))
+		return 0;
+	/* Older kernels show it at egress as well, and a stacked device queues it again. */
+	if (remembered(&context.scratch->reply, &headers) &&
+	    bpf_ktime_get_boot_ns() - context.scratch->reply_time_ns < REPLY_WINDOW_NS)
+		return 0;
+	record = reserve_without_socket(&context, &ring, skb, &headers, network, TCPIO_TRANSMIT);
+	if (!record)
+		return 0;
+	record->state = state;
+	remember(&context.scratch->reply, &headers);
+	context.scratch->reply_time_ns = record->time_ns;
+	submit(&context, ring, record);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(tcpio_state, struct sock *sk, int old_state, int new_state)
+{
+	struct tcpio_record *record;
+	struct tcpio_tuple tuple;
+	struct context context;
+	struct owner *owner;
+	struct tcp_sock *tp;
+	void *ring;
+
+	if (new_state != TCP_CLOSE || old_state == TCP_LISTEN || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp || !enter(&context))
+		return 0;
+	owner = bpf_sk_storage_get(&owners, sk, 0, 0);
+	fill_tuple(&tuple, sk);
+	if (!wanted_fact(&context, &tuple, owner))
+		return 0;
+	record = reserve_fact(&context, &ring);
+	if (!record)
+		return 0;
+	fill_socket(record, tp, old_state, new_state);
+	record->socket_cookie = bpf_get_socket_cookie(sk);
+	if (owner)
+		fill_owner(record, owner);
+	submit(&context, ring, record);
+	return 0;
+}
+
+SEC("tp_btf/tcp_send_reset")
+int BPF_PROG(tcpio_reset, struct sock *sk, struct sk_buff *skb, int reason)
+{
+	struct tcpio_record *record;
+	struct tcpio_tuple tuple;
+	struct context context;
+	void *ring;
+	__u8 state;
+
+	if (!sk)
+		return 0;
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV || state == TCP_LISTEN || !enter(&context))
+		return 0;
+	fill_tuple(&tuple, sk);
+	if (!wanted_fact(&context, &tuple, NULL))
+		return 0;
+	record = reserve_fact(&context, &ring);
+	if (!record)
+		return 0;
+	record->kind = TCPIO_RESET;
+	record->state = state;
+	record->tuple = tuple;
+	record->socket.reason = reason;
+	submit(&context, ring, record);
+	return 0;
+}
+
+/* The executable's basename; the command name where there is no executable to name (a kernel thread). */
+static __always_inline void name_process(struct owner *owner, struct task_struct *task)
+{
+	const unsigned char *name = BPF_CORE_READ(task, mm, exe_file, f_path.dentry, d_name.name);
+
+	if (!name || bpf_probe_read_kernel_str(owner->name, sizeof(owner->name), name) <= 0)
+		BPF_CORE_READ_INTO(&owner->name, task, comm);
+}
+
+SEC("cgroup/sock_create")
+int tcpio_create(struct bpf_sock *sk)
+{
+	struct owner *owner;
+
+	if (sk->type != SOCK_STREAM || sk->protocol != IPPROTO_TCP)
+		return 1;
+	owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!owner)
+		return 1;
+	owner->pid = bpf_get_current_pid_tgid() >> 32;
+	owner->observed = 1;
+	name_process(owner, (struct task_struct *)bpf_get_current_task());
+	return 1;
+}
+
+SEC("tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(tcpio_read, struct sock *sk)
+{
+	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, 0);
+	struct task_struct *task;
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+
+	if (!owner || owner->pid == pid || !pid)
+		return 0;
+	task = (struct task_struct *)bpf_get_current_task();
+	if (!BPF_CORE_READ(task, mm))
+		return 0; /* a kernel thread reads on somebody's behalf */
+	owner->pid = pid;
+	name_process(owner, task);
+	return 0;
+}
+
+/* Writes a snapshot of every connected socket that a process holds to whoever reads the iterator. The agent reads
+ * it when it starts, for connections older than itself, and when it stops, for those still open. */
+SEC("iter/task_file")
+int tcpio_snapshot(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct tcpio_record record = {};
+	struct context context;
+	struct socket *socket;
+	struct tcp_sock *tp;
+	struct owner *owner;
+	struct sock *sk;
+	__u8 state;
+
+	if (!file)
+		return 0;
+	if (!task)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket || !enter(&context))
+		return 0;
+	context.control->agent_tgid = bpf_get_current_pid_tgid() >> 32;
+	sk = socket->sk;
+	if (!sk)
+		return 0;
+	if (sk->sk_protocol != IPPROTO_TCP || sk->sk_type != SOCK_STREAM)
+		return 0;
+	owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (owner && !owner->pid) {
+		owner->pid = task->tgid;
+		owner->observed = 1;
+		name_process(owner, task);
+	}
+	state = sk->__sk_common.skc_state;
+	if (state == TCP_LISTEN || state == TCP_CLOSE || state == TCP_SYN_SENT || state == TCP_SYN_RECV)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	record.time_ns = bpf_ktime_get_boot_ns();
+	record.cpu = context.cpu;
+	fill_socket(&record, tp, state, state);
+	record.socket_cookie = bpf_get_socket_cookie(sk);
+	if (owner)
+		fill_owner(&record, owner);
+	if (wanted_fact(&context, &record.tuple, owner))
+		bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
+	return 0;
+}
