@@ -13,15 +13,15 @@ struct tcpio_network {
 };
 
 struct tcpio_control {
-	__u32 agent_tgid; /* the probe fills it in: the agent cannot know its id outside its pid namespace */
-	__u32 port_filter; /* 0: every port passes */
+	__u32 agent_tgid;     /* the probe fills it in: the agent cannot know its id outside its pid namespace */
+	__u32 port_filter;    /* 0: every port passes */
 	__u32 network_filter; /* 0: every address passes */
-	__u32 wakeup_bytes; /* a ring that fills beyond this wakes the agent */
-	__u64 tcp_v4_rcv[2]; /* addresses of the kernel's code: first, one past the last; 0: unknown */
+	__u32 wakeup_bytes;   /* a ring that fills beyond this wakes the agent */
+	__u64 tcp_v4_rcv[2];  /* addresses of the kernel's code: first, one past the last; 0: unknown */
 	__u64 tcp_v6_rcv[2];
 	__u32 drop_socket_filter; /* this kernel's numbers of two drop reasons; 0: it has none */
 	__u32 drop_socket_backlog;
-	__u64 ports[1024]; /* one bit a port */
+	__u64 ports[1024];     /* one bit a port */
 	__u8 own_ports[65536]; /* 1: a server port of the agent's own connections; kept by the probe */
 };
 

@@ -40,10 +40,10 @@ struct tcpio_tuple {
 };
 
 struct tcpio_record {
-	__u64 time_ns; /* boot clock */
-	__u64 socket_cookie; /* 0: unknown */
+	__u64 time_ns;		  /* boot clock */
+	__u64 socket_cookie;	  /* 0: unknown */
 	struct tcpio_tuple tuple; /* the connection's key: the socket's own tuple, whatever NAT makes of it */
-	__u32 pid; /* thread group id in the initial namespace; 0: unknown */
+	__u32 pid;		  /* thread group id in the initial namespace; 0: unknown */
 	__u16 cpu;
 	__u8 kind;
 	__u8 state;	       /* TCP state of the socket at hand; 0: none */
@@ -53,9 +53,9 @@ struct tcpio_record {
 			__u32 seq;
 			__u32 ack;
 			__u32 payload_bytes;
-			__u16 window; /* as in the header, not scaled */
+			__u16 window;	    /* as in the header, not scaled */
 			__u16 gso_segments; /* 0 or 1: a single segment */
-			__u8 flags; /* header byte 13: FIN SYN RST PSH ACK URG ECE CWR from bit 0 up */
+			__u8 flags;	    /* header byte 13: FIN SYN RST PSH ACK URG ECE CWR from bit 0 up */
 			__u8 direction;
 			__u16 marks;
 			__u16 drop_reason; /* enum skb_drop_reason of the running kernel; 0: none */
@@ -66,9 +66,9 @@ struct tcpio_record {
 			__u8 header_peer_address[16];
 		} packet;
 		struct {
-			__u64 bytes_acked; /* counts SYN (client) and FIN */
+			__u64 bytes_acked;    /* counts SYN (client) and FIN */
 			__u64 bytes_received; /* counts FIN */
-			__u64 bytes_sent; /* payload, retransmits included */
+			__u64 bytes_sent;     /* payload, retransmits included */
 			__u64 bytes_retransmitted;
 			__u32 snd_una;
 			__u32 snd_nxt;
@@ -95,7 +95,7 @@ struct tcpio_counters {
 	__u64 filtered_port;
 	__u64 filtered_cidr;
 	__u64 filtered_own;
-	__u64 lost; /* packet records for which the ring had no room */
+	__u64 lost;	  /* packet records for which the ring had no room */
 	__u64 lost_facts; /* socket and reset records for which the ring had no room */
 	__u64 reserved;
 };

@@ -28,7 +28,7 @@
 #include "filter.h"
 #include "kernel.h"
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+char LICENSE[] SEC("license") = "GPL";
 
 #define AF_INET6 10
 #define SOCK_STREAM 1
@@ -178,8 +178,8 @@ static __always_inline void submit(const struct context *context, void *ring, st
 	__u32 mark = context->control->wakeup_bytes;
 	__u32 stride = sizeof(*record) + BPF_RINGBUF_HDR_SZ;
 
-	bpf_ringbuf_submit(record, available >= mark && available - stride < mark ? BPF_RB_FORCE_WAKEUP :
-										      BPF_RB_NO_WAKEUP);
+	bpf_ringbuf_submit(record,
+			   available >= mark && available - stride < mark ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline void fill_owner(struct tcpio_record *record, const struct owner *owner)

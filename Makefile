@@ -1,0 +1,77 @@
+# Everything a developer or CI runs; `make help` lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
+PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev python3-venv
+TEST_PACKAGES := tcpdump tshark iproute2
+
+PROBE := $(wildcard bpf/*.h bpf/*.c)
+# What `run` is given, as in `make run ARGS="--port 443"`.
+ARGS ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(VENV)/.ready ## Install system packages, the virtual environment and the probe; leaves .venv/bin/tcpio-otel
+
+# Installs those of the packages that are missing, and says so; a machine without apt is left as it is.
+define install
+	@missing=""; for package in $(1); do \
+		dpkg-query -W -f '$${db:Status-Abbrev}' $$package 2>/dev/null | grep -q '^ii' || missing="$$missing $$package"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "This is no Debian or Ubuntu: please install what answers to:$$missing"; exit 0; \
+	fi; \
+	echo "Installing system packages:$$missing"; \
+	$(ROOT) apt-get update -q >/dev/null && \
+	DEBIAN_FRONTEND=noninteractive $(ROOT) apt-get install -yq --no-install-recommends $$missing >/dev/null
+endef
+
+$(VENV)/.ready: pyproject.toml hatch_build.py $(PROBE)
+	$(call install,$(PACKAGES))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; name it: make setup PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV): Python packages, and the probe by clang"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install -q --editable . --group dev
+	@touch $@
+
+.PHONY: run
+run: setup ## Run the agent (as root); the first time, set everything up
+	@$(ROOT) $(BIN)/tcpio-otel run $(ARGS)
+
+.PHONY: test
+test: setup ## Run every test that this machine can run; each that is skipped says why
+	$(call install,$(TEST_PACKAGES))
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: setup ## Check style, types, import direction and the layout of the C code
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/clang-format --dry-run --Werror bpf/*.h bpf/*.c
+
+.PHONY: format
+format: setup ## Lay out Python and C as `lint` wants it
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i bpf/*.h bpf/*.c
+
+.PHONY: bench
+bench: setup ## Measure the stages, in one run, against the OpenTelemetry SDK's own path
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+.PHONY: clean
+clean: ## Remove what setup made
+	rm -rf $(VENV) tcpio_otel/capture/tcpio.bpf.o build dist
