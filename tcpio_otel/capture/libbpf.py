@@ -8,7 +8,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from ctypes import c_bool, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import c_bool, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Self
 from tcpio_otel.errors import EnvironmentFault
 
 MAP_TYPE_RINGBUF = 27
-_BTF_KIND_ENUM, _BTF_KIND_TYPEDEF = 6, 8
+_BTF_KIND_STRUCT, _BTF_KIND_UNION, _BTF_KIND_ENUM, _BTF_KIND_TYPEDEF = 4, 5, 6, 8
 _LIBBPF_WARN = 0
 _LOG_LINES = 400
 
@@ -47,6 +47,8 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "btf__free": (None, [c_void_p]),
     "btf__find_by_name_kind": (c_int32, [c_void_p, c_char_p, c_uint32]),
     "btf__type_by_id": (c_void_p, [c_void_p, c_uint32]),
+    "btf__resolve_type": (c_int32, [c_void_p, c_uint32]),
+    "btf__resolve_size": (c_int64, [c_void_p, c_uint32]),
     "btf__name_by_offset": (c_char_p, [c_void_p, c_uint32]),
 }
 
@@ -59,6 +61,10 @@ class _BtfType(ctypes.Structure):
 
 class _BtfEnum(ctypes.Structure):
     _fields_ = (("name_offset", c_uint32), ("value", c_int32))
+
+
+class _BtfMember(ctypes.Structure):
+    _fields_ = (("name_offset", c_uint32), ("type", c_uint32), ("offset_bits", c_uint32))
 
 
 class Library:
@@ -160,6 +166,26 @@ class Types:
         return {
             self._library.btf__name_by_offset(self._btf, value.name_offset).decode(): value.value for value in values
         }
+
+    def layout(self, structure: str) -> dict[str, tuple[int, int]]:
+        """Where each leaf member of a struct lies: dotted name to offset and size, in bytes.
+
+        Anonymous and nested structs and unions are walked through; an array is one member.
+        """
+        identifier = self._library.btf__find_by_name_kind(self._btf, structure.encode(), _BTF_KIND_STRUCT)
+        return dict(self._members(identifier, "", 0))
+
+    def _members(self, identifier: int, prefix: str, base: int) -> Iterator[tuple[str, tuple[int, int]]]:
+        kind, address = self._type(identifier)
+        members = (_BtfMember * (kind.info & 0xFFFF)).from_address(address + ctypes.sizeof(_BtfType))
+        for member in members:
+            name = prefix + self._library.btf__name_by_offset(self._btf, member.name_offset).decode()
+            resolved = self._library.btf__resolve_type(self._btf, member.type)
+            offset = base + member.offset_bits // 8
+            if self._type(resolved)[0].info >> 24 & 0x1F in (_BTF_KIND_STRUCT, _BTF_KIND_UNION):
+                yield from self._members(resolved, f"{name}." if name else "", offset)
+            else:
+                yield name, (offset, self._library.btf__resolve_size(self._btf, member.type))
 
     def tracepoint_arguments(self, tracepoint: str) -> int | None:
         """How many arguments a BTF tracepoint hands to a program; None when the kernel does not have it."""
