@@ -89,8 +89,77 @@ class Output:
 
 @dataclass(frozen=True)
 class _Held:
+    """Packet rows whose logs wait for the ids of their connection."""
+
     records: NDArray[np.void]
     slots: NDArray[np.int64]
     unix_offset_ns: int
     observed_ns: int
     deadline_ns: int
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def where(self, mask: NDArray[np.bool_]) -> "_Held":
+        return replace(self, records=self.records[mask], slots=self.slots[mask])
+
+
+@dataclass
+class Progress:
+    """Totals since the start."""
+
+    packets: int = 0
+    payload_bytes: int = 0
+    spans: int = 0
+
+
+class Pipeline:
+    """Everything between a source and the receivers.
+
+    `logs`, `spans` and `metrics` are the outputs of the three signals, None where a signal is off: packets are then
+    counted as filtered.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        connections: ConnectionTable,
+        packet_encoder: PacketEncoder,
+        encode_spans: Callable[[list[Connection]], Items],
+        logs: Output | None,
+        traces: Output | None,
+        clock: Nanoseconds,
+        handshake_wait_ns: int,
+        paced: bool,
+    ) -> None:
+        self._ledger, self._connections = ledger, connections
+        self._packet_encoder, self._encode_spans = packet_encoder, encode_spans
+        self._logs, self._traces = logs, traces
+        self._clock, self._handshake_wait_ns, self._paced = clock, handshake_wait_ns, paced
+        self._held: deque[_Held] = deque()
+        self.progress = Progress()
+
+    @property
+    def connections(self) -> ConnectionTable:
+        """The table, for those who want to look at open connections."""
+        return self._connections
+
+    def process(self, batch: Batch, now_ns: int) -> None:
+        """Take one batch in; `now_ns` is the time on the records' clock."""
+        slots, ended = self._connections.update(batch, now_ns)
+        packets = batch.records[batch.records["kind"] == Kind.PACKET]
+        self.progress.packets += len(packets)
+        self.progress.payload_bytes += int(packets["payload_bytes"].sum())
+        self._log(_Held(packets, slots, batch.unix_offset_ns, batch.observed_ns, now_ns + self._handshake_wait_ns))
+        self._span(ended)
+        for output in (self._logs, self._traces):
+            if output:
+                output.poll(self._clock(), block=self._paced)
+
+    def _log(self, arrived: _Held) -> None:
+        """Encode what has ids, or has waited long enough, and hold back the rest."""
+        if self._logs is None:
+            self._ledger.filtered(len(arrived), "signal_off")
+            return
+        ...
