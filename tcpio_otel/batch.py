@@ -6,6 +6,7 @@ the connection table knows of each slot and the encoders need.
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,9 +78,7 @@ FLAG_NAMES: tuple[str, ...] = tuple(
 
 def _layout(*fields: tuple[str, str, int], itemsize: int) -> np.dtype[Any]:
     names, formats, offsets = zip(*fields, strict=True)
-    return np.dtype(
-        {"names": list(names), "formats": list(formats), "offsets": list(offsets), "itemsize": itemsize}
-    )
+    return np.dtype({"names": list(names), "formats": list(formats), "offsets": list(offsets), "itemsize": itemsize})
 
 
 RECORD = _layout(
@@ -130,6 +129,9 @@ RECORD = _layout(
     itemsize=160,
 )
 
+RAW = np.dtype(f"V{RECORD.itemsize}")
+"""A record without its fields: NumPy joins and picks such arrays as bytes, where it would repack structured ones."""
+
 KEY_OFFSET, KEY_BYTES = 16, 40
 """Where the connection's key lies in a record: the socket's tuple and network namespace."""
 
@@ -164,3 +166,19 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @cached_property
+    def is_packet(self) -> NDArray[np.bool_]:
+        """Which records are of kind PACKET."""
+        mask: NDArray[np.bool_] = self.records["kind"] == Kind.PACKET
+        return mask
+
+    @cached_property
+    def packets(self) -> NDArray[np.void]:
+        """The records of kind PACKET, in order."""
+        return self.records if self.is_packet.all() else pick(self.records, self.is_packet)
+
+
+def pick(records: NDArray[np.void], rows: NDArray[np.bool_] | NDArray[np.intp]) -> NDArray[np.void]:
+    """Some of the records (dtype RECORD), copied whole."""
+    return records.view(RAW)[rows].view(RECORD)

@@ -58,7 +58,7 @@ def _kernel_types() -> str:
             for tracepoint, arguments in TRACEPOINTS.values()
             if (kernel.tracepoint_arguments(tracepoint) or 0) < arguments
         ]
-    return "present" + (f"; tracepoints it lacks: {', '.join(missing)}" if missing else ", with every tracepoint in use")
+    return f"present; tracepoints it lacks: {', '.join(missing) or 'none'}"
 
 
 def _cgroup() -> str:

@@ -16,7 +16,7 @@ class UsageError(TcpioError):
     exit_code = 2
 
 
-class EnvironmentFault(TcpioError):
+class EnvironmentFault(TcpioError):  # noqa: N818 - EnvironmentError is a builtin
     """The host, the kernel, a privilege or a peer does not offer what the agent needs."""
 
     exit_code = 3

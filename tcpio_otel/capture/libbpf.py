@@ -196,7 +196,7 @@ class Types:
             return None
         pointer, _ = self._type(self._type(identifier)[0].size_or_type)
         prototype, _ = self._type(pointer.size_or_type)
-        return (prototype.info & 0xFFFF) - 1  # the first is the tracepoint's own context
+        return int(prototype.info & 0xFFFF) - 1  # the first is the tracepoint's own context
 
 
 class Object:
@@ -253,9 +253,7 @@ class Object:
     def map_entries(self, name: str) -> int:
         """How many entries a map was made for."""
         return int(
-            self._library.bpf_map__max_entries(
-                self._library.bpf_object__find_map_by_name(self._object, name.encode())
-            )
+            self._library.bpf_map__max_entries(self._library.bpf_object__find_map_by_name(self._object, name.encode()))
         )
 
     def update(self, map_fd: int, key: bytes, value: bytes) -> None:

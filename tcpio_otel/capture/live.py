@@ -1,6 +1,5 @@
 """The probe's rings as a source: batches from the running kernel, each at most one latency after its packets."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Self
@@ -8,13 +7,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import RECORD, Batch, Kind
+from tcpio_otel.batch import RECORD, Batch
 from tcpio_otel.capture.probe import Probe
 from tcpio_otel.capture.ring import Rings
 from tcpio_otel.clock import Nanoseconds, UnixOffset, boot_ns
 from tcpio_otel.ledger import Ledger
-
-logger = logging.getLogger(__name__)
 
 
 class LiveSource:
@@ -48,11 +45,11 @@ class LiveSource:
     def _batch(self, *, everything: bool = False) -> tuple[Batch, bool]:
         records, more = self._rings.drain(everything=everything)
         offset_ns = self._unix_offset()
-        packets = int(np.count_nonzero(records["kind"] == Kind.PACKET))
-        self._released += packets
-        self._ledger.taken(packets)
+        batch = Batch(records, offset_ns, self._clock() + offset_ns)
+        self._released += len(batch.packets)
+        self._ledger.taken(len(batch.packets))
         self._account()
-        return Batch(records, offset_ns, self._clock() + offset_ns), more
+        return batch, more
 
     def _account(self) -> None:
         tally = self._probe.tally()

@@ -213,7 +213,7 @@ class Probe:
 
 
 def _read_all(iterator: int) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     while True:
         try:
             part = os.read(iterator, 1 << 20)
@@ -222,5 +222,3 @@ def _read_all(iterator: int) -> bytes:
         if not part:
             return b"".join(parts)
         parts.append(part)
-
-

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import RECORD
+from tcpio_otel.batch import RAW, RECORD, pick
 from tcpio_otel.clock import Nanoseconds, boot_ns
 from tcpio_otel.errors import EnvironmentFault
 
@@ -22,6 +22,8 @@ _LENGTH = DISCARD - 1
 
 SLOT = np.dtype([("length", "<u4"), ("page_offset", "<u4"), ("record", RECORD)])
 """A record with the header that the kernel puts in front of it."""
+
+_RAW_SLOT = np.dtype([("header", "V8"), ("record", RAW)])
 
 DRAIN_LIMIT = 1 << 15
 """Records taken from one ring at a time, which bounds the memory that a batch takes."""
@@ -57,9 +59,7 @@ class Ring:
         return records, left
 
 
-def parse(
-    data: NDArray[np.uint8], limit: int, barrier: threading.Lock
-) -> tuple[NDArray[np.void], int, bool]:
+def parse(data: NDArray[np.uint8], limit: int, barrier: threading.Lock) -> tuple[NDArray[np.void], int, bool]:
     """The complete records at the head of `data` (uint8), the bytes they took, and whether some were left behind.
 
     Stops before the first record that is still being written, leaves out those that were discarded.
@@ -82,7 +82,7 @@ def parse(
             "the ring buffer holds records of another size: probe and agent are not of one version; reinstall"
         )
     kept = headers & DISCARD == 0
-    records = slots["record"][kept] if not kept.all() else slots["record"].copy()
+    records = data[: len(slots) * SLOT.itemsize].view(_RAW_SLOT)["record"][kept].view(RECORD)
     return records, len(slots) * SLOT.itemsize, len(slots) < available
 
 
@@ -105,12 +105,11 @@ class Merger:
 
     def merge(self, runs: Sequence[NDArray[np.void]], watermark_ns: int | None) -> NDArray[np.void]:
         """Records up to the watermark in time order (all of them when it is None); the others stay held."""
-        records = np.concatenate([self._held, *runs]) if runs else self._held
+        records = np.concatenate([run.view(RAW) for run in (self._held, *runs)]).view(RECORD)
         times = records["time_ns"]
         order = np.argsort(times, kind="stable")
         cut = len(order) if watermark_ns is None else int(np.searchsorted(times, watermark_ns, "right", order))
-        self._held = records[order[cut:]]
-        released = records[order[:cut]]
+        self._held, released = pick(records, order[cut:]), pick(records, order[:cut])
         if cut:
             times = released["time_ns"]
             self.late += int(np.searchsorted(times, self._released_ns))

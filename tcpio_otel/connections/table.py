@@ -1,0 +1,743 @@
+"""Batches to connections: which slot each record belongs to, and which connections came to their end.
+
+Most records belong to an open connection and carry data: those are counted by column. Only what may change a
+connection's state, or needs telling in its span, goes through `lifecycle.Life` one by one.
+"""
+
+import errno
+import heapq
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcpio_otel.batch import FLOW, Batch, Direction, Flag, Kind, Mark, State, pick
+from tcpio_otel.connections.events import CloseReason, Connection, End, Endpoint, Milestone, Role, Start
+from tcpio_otel.connections.identity import (
+    FIN_RECEIVED_STATES,
+    Identity,
+    from_initial_sequence,
+    identity,
+    initial_sequence,
+)
+from tcpio_otel.connections.index import Index, Keys, keys_of
+from tcpio_otel.connections.lifecycle import Life, Phase, Segment
+
+Records = NDArray[np.void]
+Slots = NDArray[np.int64]
+
+_MODULUS = 1 << 32
+_FLAGS_OF_INTEREST = int(Flag.SYN | Flag.FIN | Flag.RST)
+_SYN, _ACK, _RST = int(Flag.SYN), int(Flag.ACK), int(Flag.RST)
+_NO_SOCKET, _LISTENER, _RETRANSMIT = int(Mark.NO_SOCKET), int(Mark.LISTENER), int(Mark.RETRANSMIT)
+_UNMEASURED_RTT = (1 << 32) - 1
+_HANDSHAKE = (Phase.CLOSED, Phase.SYN_SENT, Phase.SYN_RECEIVED)
+
+ORPHAN_FIN_WAIT_NS = 60_000_000_000
+"""How long the kernel waits for the peer's FIN once an application has let go (tcp_fin_timeout's default)."""
+
+EVICTED_SHARE = 10
+"""A full table gives up one in so many connections at once, so that finding the oldest is paid for rarely."""
+
+
+@dataclass(frozen=True, slots=True)
+class Talker:
+    """An open connection among the busiest."""
+
+    local: Endpoint
+    peer: Endpoint
+    pid: int
+    process_name: str
+    packets: int
+    payload_bytes: int
+
+
+class _Totals(NamedTuple):
+    """What the kernel says of a socket, in the units of `Connection`."""
+
+    bytes_sent: int
+    bytes_received: int
+    packets_sent: int
+    packets_received: int
+    retransmits: int
+    rtt_smoothed_s: float | None
+    rtt_min_s: float | None
+
+
+class _Row(NamedTuple):
+    """The fields of a packet record that the slow path reads, in this order."""
+
+    time_ns: int
+    seq: int
+    ack: int
+    payload_bytes: int
+    window: int
+    gso_segments: int
+    flags: int
+    direction: int
+    marks: int
+    state: int
+
+
+_ROW_FIELDS = list(_Row._fields)
+
+
+class _Entry:
+    """What a slot holds besides its columns. `life` is None for segments that belong to no connection."""
+
+    __slots__ = (
+        "closed", "deadline_ns", "errno_name", "identity", "life", "local", "netns", "offset_ns", "packets_after",
+        "peer", "reported", "reset_reason", "scheduled_ns", "start", "totals",
+    )  # fmt: skip
+
+    def __init__(self, local: Endpoint, peer: Endpoint, netns: int, life: Life | None, offset_ns: int) -> None:
+        self.local, self.peer, self.netns, self.life, self.offset_ns = local, peer, netns, life, offset_ns
+        self.start = Start.OBSERVED
+        self.identity: Identity | None = None
+        self.totals: _Totals | None = None
+        self.packets_after = [0, 0]  # received and sent since the totals were taken
+        self.closed = False  # the kernel said so
+        self.errno_name: str | None = None
+        self.reset_reason: str | None = None
+        self.reported = life is None
+        self.deadline_ns = self.scheduled_ns = 0
+
+
+class ConnectionTable:
+    """Every connection that is open or has just ended, bounded in number.
+
+    A slot that `update` returns stays what it is until the next call of `update`; a caller that keeps it longer
+    says so by `hold`, and by `release` when it is done.
+
+    Args:
+        limit: connections kept; beyond it the longest silent ones are evicted.
+        linger_ns: how long the last segments of an ended connection may take.
+        handshake_timeout_ns: after so long without completing, a handshake has failed.
+        kernel_totals: whether the source gives the kernel's own totals when a socket closes (kind SOCKET).
+        reset_reasons: the kernel's names for the reasons of RSTs.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit: int,
+        linger_ns: int,
+        handshake_timeout_ns: int,
+        kernel_totals: bool,
+        reset_reasons: Mapping[int, str],
+    ) -> None:
+        self._limit, self._linger_ns, self._handshake_timeout_ns = limit, linger_ns, handshake_timeout_ns
+        self._kernel_totals, self._reset_reasons = kernel_totals, reset_reasons
+        self._index = Index()
+        self._entries: list[_Entry | None] = []
+        self._free: list[int] = []
+        self._leaving: list[int] = []
+        self._deadlines: list[tuple[int, int, int, _Entry]] = []
+        self._order = itertools.count()
+        self._versions = itertools.count(1)
+        self._embryonic: dict[tuple[int, int], int] = {}
+        self._ended: list[Connection] = []
+        self._open = 0
+        self.flows: Records = np.zeros(1024, FLOW)
+        self._columns(len(self.flows))
+
+    def _columns(self, slots: int) -> None:
+        self._last_seen = np.zeros(slots, np.int64)
+        self._attentive = np.zeros(slots, np.bool_)
+        self._waiting = np.zeros(slots, np.bool_)
+        self._holds = np.zeros(slots, np.int32)
+        # By slot and direction, at 2 * slot + direction.
+        self._packets = np.zeros(2 * slots, np.int64)
+        self._payload = np.zeros(2 * slots, np.int64)
+        self._high = np.zeros(2 * slots, np.uint32)  # one past the highest sequence number, modulo 2^32
+        self._progress = np.zeros(2 * slots, np.int64)  # how far it came since the first segment
+
+    def _grow(self) -> None:
+        for name in ("flows", "_last_seen", "_attentive", "_waiting", "_holds", "_packets", "_payload", "_high",
+                     "_progress"):  # fmt: skip
+            column = getattr(self, name)
+            setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
+
+    # What callers ask.
+
+    @property
+    def open_connections(self) -> int:
+        """Connections whose span is still owed."""
+        return self._open
+
+    def waiting(self, slots: Slots) -> NDArray[np.bool_]:
+        """Which slots are in a handshake that may still tell their ids (bool, shape of `slots`)."""
+        return self._waiting[slots]
+
+    def hold(self, slots: Slots) -> None:
+        """Keep slots, each once for every time it occurs, beyond the next `update`."""
+        np.add.at(self._holds, slots, 1)
+
+    def release(self, slots: Slots) -> None:
+        """Undo `hold`."""
+        np.subtract.at(self._holds, slots, 1)
+
+    def talkers(self, count: int) -> list[Talker]:
+        """The open connections that moved most payload, busiest first."""
+        payload = self._payload[0::2] + self._payload[1::2]
+        packets = self._packets[0::2] + self._packets[1::2]
+        talkers: list[Talker] = []
+        for slot in np.argsort(-payload[: len(self._entries)], kind="stable")[: 4 * count].tolist():
+            entry = self._entries[slot]
+            if entry and not entry.reported and len(talkers) < count:
+                flow = self.flows[slot]
+                talkers.append(
+                    Talker(
+                        local=entry.local,
+                        peer=entry.peer,
+                        pid=int(flow["pid"]),
+                        process_name=_text(flow["process_name"]),
+                        packets=int(packets[slot]),
+                        payload_bytes=int(payload[slot]),
+                    )
+                )
+        return talkers
+
+    # A batch.
+
+    def update(self, batch: Batch, now_ns: int) -> tuple[Slots, list[Connection]]:
+        """Take a batch in.
+
+        Args:
+            batch: records in time order.
+            now_ns: the time on the records' clock.
+
+        Returns:
+            The slot of every packet record, in the order in which they stand in the batch (int64, shape (packets,)),
+            and the connections that ended.
+        """
+        self._reclaim()
+        records = np.ascontiguousarray(batch.records)
+        slots = np.empty(0, np.int64)
+        if len(records):
+            keys = keys_of(records)
+            slots = self._index.find(keys)
+            self._admit(batch, records, keys, slots)
+            self._walk(batch, records, keys, slots)
+            slots = slots[batch.is_packet]
+            self._count(batch.packets, slots)
+        self._expire(now_ns)
+        return slots, self._take_ended()
+
+    def close(self, now_ns: int, snapshot: Records | None) -> list[Connection]:
+        """End every connection that is still open, as the agent stops.
+
+        Args:
+            now_ns: the time on the records' clock.
+            snapshot: records of kind SOCKET taken just before, for totals.
+        """
+        if snapshot is not None and len(snapshot):
+            snapshot = np.ascontiguousarray(snapshot)
+            for slot, record in zip(self._index.find(keys_of(snapshot)).tolist(), snapshot, strict=True):
+                entry = self._entries[slot] if slot >= 0 else None
+                if entry and entry.life and not entry.closed:
+                    self._take_totals(entry, record)
+        for slot, entry in enumerate(self._entries):
+            if entry and not entry.reported:
+                ended = entry.life is not None and (entry.life.ended or entry.closed)
+                self._report(slot, entry, End.OBSERVED if ended else End.AGENT_SHUTDOWN, now_ns)
+        return self._take_ended()
+
+    def _take_ended(self) -> list[Connection]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _admit(self, batch: Batch, records: Records, keys: Keys, slots: Slots) -> None:
+        """Give a slot to every key that has none."""
+        unknown = np.nonzero(slots < 0)[0]
+        if not len(unknown):
+            return
+        born: dict[tuple[int, ...], int] = {}
+        for row, *key in zip(unknown.tolist(), *keys[:, unknown].tolist(), strict=True):
+            slot = born.get(tuple(key))
+            if slot is None:
+                slot = self._birth(batch, records[row], tuple(key))
+                if slot is None:
+                    continue
+                born[tuple(key)] = slot
+            slots[row] = slot
+
+    def _birth(self, batch: Batch, record: Any, key: tuple[int, ...]) -> int | None:
+        """A slot for the first record of a key; None when the record tells of no connection at all."""
+        kind, flags, marks = int(record["kind"]), int(record["flags"]), int(record["marks"])
+        if kind == Kind.RESET or (kind == Kind.SOCKET and record["new_state"] == State.CLOSE):
+            return None
+        if kind == Kind.PACKET and marks & _LISTENER and flags & _SYN and flags & _ACK:
+            joined = self._embryonic.get((int(record["netns"]), (int(record["ack"]) - 1) % _MODULUS))
+            if joined is not None:
+                return joined  # NAT made its tuple another than that of the SYN it answers
+        life: Life | None = Life(int(record["time_ns"]))
+        start = Start.OBSERVED
+        if kind == Kind.PACKET:
+            opening = flags & (_SYN | _RST) == _SYN
+            if marks & _NO_SOCKET or (not opening and (marks & _LISTENER or flags & _RST)):
+                life = None
+            elif not opening:
+                start = Start.INHERITED
+        else:
+            start = Start.INHERITED
+        if life and start is Start.INHERITED:
+            life.inherit(opened_by_us=None, local_isn=None, peer_isn=None)
+        return self._open_slot(record, key, life, start, batch.unix_offset_ns)
+
+    def _open_slot(self, record: Any, key: tuple[int, ...], life: Life | None, start: Start, offset_ns: int) -> int:
+        entry = _Entry(
+            Endpoint(record["local_address"].tobytes(), int(record["local_port"])),
+            Endpoint(record["peer_address"].tobytes(), int(record["peer_port"])),
+            int(record["netns"]),
+            life,
+            offset_ns,
+        )
+        entry.start = start
+        slot = self._allocate(int(record["time_ns"]))
+        self._entries[slot] = entry
+        self._index.insert(key, slot)
+        self.flows[slot] = np.zeros((), FLOW)
+        self.flows["pid"][slot], self.flows["process_name"][slot] = record["pid"], record["process_name"]
+        self._renew(slot)
+        self._last_seen[slot] = record["time_ns"]
+        self._attentive[slot] = life is not None
+        self._waiting[slot] = life is not None
+        for column in (self._packets, self._payload, self._high, self._progress):
+            column[2 * slot : 2 * slot + 2] = 0
+        if life is None:
+            self._identify_stray(slot, record)
+            self._schedule(slot, entry, int(record["time_ns"]) + self._linger_ns)
+        else:
+            self._open += 1
+            self._schedule(slot, entry, int(record["time_ns"]) + self._handshake_timeout_ns)
+        return slot
+
+    def _allocate(self, now_ns: int) -> int:
+        if self._open >= self._limit:
+            self._evict(now_ns)
+        if self._free:
+            return self._free.pop()
+        if len(self._entries) == len(self.flows):
+            self._grow()
+        self._entries.append(None)
+        return len(self._entries) - 1
+
+    def _evict(self, now_ns: int) -> None:
+        slots = np.array([slot for slot, entry in enumerate(self._entries) if entry and not entry.reported], np.int64)
+        count = max(1, len(slots) // EVICTED_SHARE)
+        oldest = slots[np.argpartition(self._last_seen[slots], count - 1)[:count]]
+        for slot in oldest.tolist():
+            entry = self._entries[slot]
+            if entry:
+                self._report(slot, entry, End.EVICTED, now_ns)
+                self._leave(slot)
+
+    def _walk(self, batch: Batch, records: Records, keys: Keys, slots: Slots) -> None:
+        """Everything that is not plain data, one by one, in order."""
+        packets = batch.is_packet
+        known = slots >= 0
+        interesting = ~packets
+        interesting |= (records["flags"] & _FLAGS_OF_INTEREST) != 0
+        interesting |= (records["marks"] & _RETRANSMIT) != 0
+        interesting |= records["window"] == 0
+        interesting |= self._attentive[np.maximum(slots, 0)]
+        self._learn_processes(records, slots, known)
+        rows = np.nonzero(interesting & known)[0]
+        columns = pick(records, rows)
+        walked = zip(
+            rows.tolist(), packets[rows].tolist(), *(columns[field].tolist() for field in _ROW_FIELDS), strict=True
+        )
+        for row, is_packet, *fields in walked:
+            slot = int(slots[row])
+            entry = self._entries[slot]
+            if entry is None:
+                continue
+            if not is_packet:
+                self._fact(slot, entry, records[row])
+                continue
+            if entry.life is None:
+                self._revive(batch, records, keys, slots, row)
+                continue
+            segment = _Row(*fields)
+            if self._reuses(entry, segment):
+                slot = self._succeed(batch, records, keys, slots, row)
+                entry = self._entries[slot]
+                if entry is None or entry.life is None:
+                    continue
+            self._packet(slot, entry, segment)
+
+    def _revive(self, batch: Batch, records: Records, keys: Keys, slots: Slots, row: int) -> None:
+        """A key of strays gets a connection once a socket answers for it."""
+        if int(records["marks"][row]) & _NO_SOCKET or not int(records["flags"][row]) & _SYN:
+            return
+        slot = self._succeed(batch, records, keys, slots, row)
+        entry = self._entries[slot]
+        if entry and entry.life:
+            self._packet(slot, entry, _Row(*(records[field][row].item() for field in _ROW_FIELDS)))
+
+    def _reuses(self, entry: _Entry, row: _Row) -> bool:
+        """Whether a SYN opens a new connection on the key of an old one."""
+        life = entry.life
+        if life is None or row.flags & (_SYN | _ACK | _RST) != _SYN or row.marks & _NO_SOCKET:
+            return False
+        sent = row.direction == Direction.TRANSMIT
+        known = life.local_isn if sent else life.peer_isn
+        if known is None:
+            return life.phase not in _HANDSHAKE
+        return known != row.seq
+
+    def _succeed(self, batch: Batch, records: Records, keys: Keys, slots: Slots, row: int) -> int:
+        """End the connection of a row's key and start its successor, which gets the row and all that follow."""
+        old = int(slots[row])
+        entry = self._entries[old]
+        if entry and not entry.reported:
+            self._report(old, entry, End.OBSERVED, int(records["time_ns"][row]))
+        self._leave(old)
+        key = tuple(keys[:, row].tolist())
+        new = self._birth(batch, records[row], key)
+        if new is None:
+            return old
+        later = slots[row:]
+        same = later == old
+        same &= (keys[:, row:] == keys[:, row : row + 1]).all(axis=0)
+        later[same] = new
+        return new
+
+    def _learn_processes(self, records: Records, slots: Slots, known: NDArray[np.bool_]) -> None:
+        """Note a connection's process where the records name another than before; the newest wins."""
+        pids = records["pid"]
+        news = known & (pids != 0) & (pids != self.flows["pid"][np.maximum(slots, 0)])
+        for row in np.nonzero(news)[0].tolist():
+            slot = int(slots[row])
+            self.flows["pid"][slot] = pids[row]
+            self.flows["process_name"][slot] = records["process_name"][row]
+            self._renew(slot)
+
+    def _packet(self, slot: int, entry: _Entry, row: _Row) -> None:
+        life = entry.life
+        if life is None:
+            return
+        segments = max(1, row.gso_segments)
+        if entry.totals is not None and entry.closed:
+            entry.packets_after[row.direction] += segments
+        sent = row.direction == Direction.TRANSMIT
+        if row.marks & _LISTENER and row.flags & (_SYN | _ACK) == _SYN and not sent:
+            self._embryonic[entry.netns, row.seq] = slot
+        life.segment(
+            Segment(row.time_ns, sent, row.flags, row.seq, row.ack, row.payload_bytes, row.window, row.marks, segments)
+        )
+        self._settle(slot, entry)
+
+    def _settle(self, slot: int, entry: _Entry) -> None:
+        """Draw the conclusions from what a life has come to."""
+        life = entry.life
+        if life is None:
+            return
+        both_known = life.local_isn is not None and life.peer_isn is not None
+        if entry.identity is None and (both_known or life.ended):
+            self._identify(slot, entry)
+        self._attentive[slot] = not life.steady
+        if entry.reported:
+            self._schedule(slot, entry, life.ended_ns + self._linger_ns)
+        elif life.ended or entry.closed:
+            if self._complete(entry):
+                self._report(slot, entry, End.OBSERVED, life.ended_ns)
+            orphan = entry.closed and not life.ended and life.fin_sent and not entry.errno_name
+            wait_ns = ORPHAN_FIN_WAIT_NS if orphan else 0
+            self._schedule(slot, entry, life.ended_ns + self._linger_ns + wait_ns)
+
+    def _complete(self, entry: _Entry) -> bool:
+        """Whether nothing is missing: the wire has seen the end, and the kernel has given its totals."""
+        life = entry.life
+        if life is None:
+            return False
+        if entry.closed and entry.errno_name and entry.errno_name not in ("ECONNRESET", "EPIPE"):
+            return True  # nothing crosses the wire when a connection fails by timeout
+        return life.ended and (entry.closed or not self._kernel_totals)
+
+    def _fact(self, slot: int, entry: _Entry, record: Any) -> None:
+        """A record of kind SOCKET or RESET."""
+        life = entry.life
+        if life is None:
+            return
+        if record["kind"] == Kind.RESET:
+            reason = int(record["reason"])
+            entry.reset_reason = self._reset_reasons.get(reason, str(reason))
+            return
+        if entry.closed:
+            return
+        if record["new_state"] == State.CLOSE:
+            error = int(record["error"])
+            entry.errno_name = errno.errorcode.get(error, str(error)) if error else None
+            entry.closed = True
+            life.ended_ns = max(life.ended_ns, int(record["time_ns"]))
+        self._take_totals(entry, record)
+        if entry.identity is None:
+            self._inherit(entry, record)
+        self._settle(slot, entry)
+
+    def _inherit(self, entry: _Entry, record: Any) -> None:
+        """Learn from a socket's counters how a connection began that nobody saw begin."""
+        life = entry.life
+        if life is None or life.phase in _HANDSHAKE:
+            return
+        began = initial_sequence(
+            state=int(record["old_state"]),
+            **{
+                name: int(record[name])
+                for name in (
+                    "snd_una", "snd_nxt", "write_seq", "rcv_nxt", "bytes_acked", "bytes_received", "bytes_sent",
+                    "bytes_retransmitted",
+                )
+            },
+        )  # fmt: skip
+        if began:
+            if life.role is Role.UNKNOWN:
+                life.role = Role.CLIENT if began.opened_by_us else Role.SERVER
+            life.local_isn, life.peer_isn = began.local, began.peer
+
+    def _take_totals(self, entry: _Entry, record: Any) -> None:
+        life = entry.life
+        smoothed, least = int(record["rtt_smoothed_us"]), int(record["rtt_min_us"])
+        fin = record["old_state"] in FIN_RECEIVED_STATES or (
+            life is not None and life.peer_fin_end is not None and life.peer_fin_end == int(record["rcv_nxt"])
+        )
+        received = int(record["bytes_received"])
+        entry.totals = _Totals(
+            bytes_sent=int(record["bytes_sent"]) - int(record["bytes_retransmitted"]),
+            bytes_received=received - 1 if fin and received else received,
+            packets_sent=int(record["segments_out"]),
+            packets_received=int(record["segments_in"]),
+            retransmits=int(record["retransmits"]),
+            rtt_smoothed_s=smoothed / 1e6 if smoothed else None,
+            rtt_min_s=least / 1e6 if least != _UNMEASURED_RTT and smoothed else None,
+        )
+
+    # Ids.
+
+    def _renew(self, slot: int) -> None:
+        self.flows["version"][slot] = next(self._versions)
+
+    def _publish(self, slot: int, ids: Identity, span_id: bytes) -> None:
+        flow = self.flows[slot : slot + 1]
+        flow["trace_id"] = np.frombuffer(ids.trace_id, "V16")
+        flow["span_id"] = np.frombuffer(span_id, "V8")
+        flow["identified"] = True
+        self._waiting[slot] = False
+        self._renew(slot)
+
+    def _identify(self, slot: int, entry: _Entry) -> None:
+        """Give a connection its ids, from what is known of its start by now."""
+        life = entry.life
+        if life is None:
+            return
+        local, peer = life.local_isn, life.peer_isn
+        client = life.role is Role.CLIENT
+        if life.role is Role.UNKNOWN and local is not None and peer is not None:
+            client = local <= peer  # simultaneous open: both ends agree on who is the lower
+        if local is None and peer is None:
+            seed = b"".join(
+                (entry.local.address, entry.peer.address, entry.local.port.to_bytes(2), entry.peer.port.to_bytes(2),
+                 entry.netns.to_bytes(4), life.started_ns.to_bytes(8))
+            )  # fmt: skip
+            entry.identity = identity(seed)
+        else:
+            ours, theirs = local or 0, peer or 0
+            entry.identity = from_initial_sequence(*(ours, theirs) if client else (theirs, ours))
+        ids = entry.identity
+        self._publish(slot, ids, ids.client_span_id if client else ids.server_span_id)
+
+    def _identify_stray(self, slot: int, record: Any) -> None:
+        """A SYN that no socket took: the client will compute its ids from its own number alone."""
+        flags = int(record["flags"])
+        if record["kind"] == Kind.PACKET and flags & (_SYN | _ACK) == _SYN:
+            ids = from_initial_sequence(int(record["seq"]), 0)
+            self._publish(slot, ids, ids.server_span_id)
+
+    # Counting by column.
+
+    def _count(self, packets: Records, slots: Slots) -> None:
+        if not len(packets):
+            return
+        cells = 2 * slots + packets["direction"]
+        payload = packets["payload_bytes"].astype(np.int64)
+        self._last_seen[slots] = packets["time_ns"]
+        np.add.at(self._packets, cells, np.maximum(packets["gso_segments"], 1).astype(np.int64))
+        np.add.at(self._payload, cells, payload)
+        if not self._kernel_totals:
+            self._follow_sequence(packets, cells, payload)
+
+    def _follow_sequence(self, packets: Records, cells: Slots, payload: Slots) -> None:
+        """How far each end's sequence numbers came: payload, SYN and FIN, each counted once whatever was repeated."""
+        flags = packets["flags"]
+        counted = (flags & _RST) == 0
+        cells, payload, flags = cells[counted], payload[counted], flags[counted]
+        starts = packets["seq"][counted]
+        extra = ((flags & _SYN) != 0).astype(np.int64) + ((flags & int(Flag.FIN)) != 0)
+        ends = (starts.astype(np.int64) + payload + extra).astype(np.uint32)
+        fresh = (self._progress[cells] == 0) & (self._high[cells] == 0)
+        # The first segment of an end sets where it starts; written backwards, so that the first one stays.
+        rows = np.nonzero(fresh)[0][::-1]
+        self._high[cells[rows]] = starts[rows]
+        ahead = (ends - self._high[cells]).astype(np.int32).astype(np.int64)
+        furthest = np.zeros(len(self._high), np.int64)
+        np.maximum.at(furthest, cells, ahead)
+        self._progress += furthest
+        self._high += furthest.astype(np.uint32)
+
+    # Ends.
+
+    def _schedule(self, slot: int, entry: _Entry, deadline_ns: int) -> None:
+        """Look at an entry again at a time; a later call moves it."""
+        entry.deadline_ns = deadline_ns
+        if not entry.scheduled_ns or deadline_ns < entry.scheduled_ns:
+            entry.scheduled_ns = deadline_ns
+            heapq.heappush(self._deadlines, (deadline_ns, next(self._order), slot, entry))
+
+    def _expire(self, now_ns: int) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            _, _, slot, entry = heapq.heappop(self._deadlines)
+            if self._entries[slot] is not entry:
+                continue
+            entry.scheduled_ns = 0
+            if entry.deadline_ns > now_ns:
+                self._schedule(slot, entry, entry.deadline_ns)
+            else:
+                self._due(slot, entry, now_ns)
+
+    def _due(self, slot: int, entry: _Entry, now_ns: int) -> None:
+        """An entry's deadline has come: it is silent, overdue, or well."""
+        silent_ns = now_ns - int(self._last_seen[slot])
+        life = entry.life
+        if entry.reported:
+            if silent_ns < self._linger_ns:
+                self._schedule(slot, entry, now_ns - silent_ns + self._linger_ns)
+            else:
+                self._leave(slot)
+        elif life is not None and (life.ended or entry.closed):
+            self._report(slot, entry, End.OBSERVED, life.ended_ns)
+            self._schedule(slot, entry, now_ns + self._linger_ns)
+        elif life is not None and life.phase in _HANDSHAKE:
+            if silent_ns < self._handshake_timeout_ns:
+                self._schedule(slot, entry, now_ns - silent_ns + self._handshake_timeout_ns)
+            else:
+                self._report(slot, entry, End.OBSERVED, int(self._last_seen[slot]))
+                self._schedule(slot, entry, now_ns)
+
+    def _leave(self, slot: int) -> None:
+        """Take an entry out; its slot is used again once nobody holds it."""
+        entry = self._entries[slot]
+        if entry is None:
+            return
+        self._index.remove(slot)
+        self._entries[slot] = None
+        self._attentive[slot] = self._waiting[slot] = False
+        self._leaving.append(slot)
+        life = entry.life
+        if life is not None and life.peer_isn is not None:
+            self._embryonic.pop((entry.netns, life.peer_isn), None)
+
+    def _reclaim(self) -> None:
+        """Make the slots of entries that left available, but for those that a caller holds."""
+        held = [slot for slot in self._leaving if self._holds[slot]]
+        self._free.extend(slot for slot in self._leaving if not self._holds[slot])
+        self._leaving = held
+
+    def _report(self, slot: int, entry: _Entry, end: End, end_ns: int) -> None:
+        """The span is settled: build what it is made of. A SYN that nobody answered makes none."""
+        life = entry.life
+        entry.reported = True
+        self._open -= 1
+        if life is None:
+            return
+        if entry.identity is None:
+            self._identify(slot, entry)
+        self._waiting[slot] = False
+        if life.role is Role.SERVER and life.local_isn is None and entry.start is Start.OBSERVED:
+            return
+        ids = entry.identity
+        if ids is not None:
+            self._ended.append(self._connection(slot, entry, life, ids, end, end_ns))
+
+    def _connection(self, slot: int, entry: _Entry, life: Life, ids: Identity, end: End, end_ns: int) -> Connection:
+        reason, initiator, error_type = life.verdict(entry.errno_name)
+        if reason is None and end is End.OBSERVED:
+            if life.phase in _HANDSHAKE and not entry.closed:
+                reason, error_type = CloseReason.TIMEOUT, "timeout"
+            else:
+                reason, initiator = CloseReason.ABORTED, "local"
+        flow = self.flows[slot]
+        span_id = flow["span_id"].tobytes()
+        totals = entry.totals or self._added_up(slot, life)
+        received_after, sent_after = entry.packets_after
+        return Connection(
+            local=entry.local,
+            peer=entry.peer,
+            netns=entry.netns,
+            role=life.role,
+            start=entry.start,
+            end=end,
+            start_ns=life.started_ns + entry.offset_ns,
+            end_ns=max(end_ns, life.started_ns) + entry.offset_ns,
+            trace_id=ids.trace_id,
+            span_id=span_id,
+            parent_span_id=ids.client_span_id if span_id == ids.server_span_id else b"",
+            connection_id=ids.connection_id,
+            close_reason=reason,
+            close_initiator=initiator,
+            error_type=error_type,
+            bytes_sent=totals.bytes_sent,
+            bytes_received=totals.bytes_received,
+            packets_sent=totals.packets_sent + sent_after,
+            packets_received=totals.packets_received + received_after,
+            retransmits=totals.retransmits,
+            kernel_totals=entry.totals is not None,
+            rtt_smoothed_s=totals.rtt_smoothed_s,
+            rtt_min_s=totals.rtt_min_s,
+            handshake_s=None if life.established_ns is None else (life.established_ns - life.started_ns) / 1e9,
+            pid=int(flow["pid"]),
+            process_name=_text(flow["process_name"]),
+            milestones=tuple(_milestones(entry, life)),
+            milestones_dropped=life.notes_dropped,
+        )
+
+    def _added_up(self, slot: int, life: Life) -> _Totals:
+        """Totals from records, for want of the kernel's."""
+        received, sent = 2 * slot + Direction.RECEIVE, 2 * slot + Direction.TRANSMIT
+        if self._kernel_totals:
+            payload_sent, payload_received = int(self._payload[sent]), int(self._payload[received])
+        else:
+            payload_sent = int(self._progress[sent]) - (life.local_isn is not None) - life.fin_sent
+            payload_received = (
+                int(self._progress[received]) - (life.peer_isn is not None) - (life.peer_fin_end is not None)
+            )
+        return _Totals(
+            bytes_sent=max(0, payload_sent),
+            bytes_received=max(0, payload_received),
+            packets_sent=int(self._packets[sent]),
+            packets_received=int(self._packets[received]),
+            retransmits=sum(note.name == "tcp.retransmit" and note.segment.sent for note in life.notes),
+            rtt_smoothed_s=None,
+            rtt_min_s=None,
+        )
+
+
+def _milestones(entry: _Entry, life: Life) -> Iterable[Milestone]:
+    for name, segment in life.notes:
+        attributes: dict[str, str | int | bool] = {
+            "network.io.direction": "transmit" if segment.sent else "receive",
+            "tcp.seq": segment.seq,
+        }
+        if segment.payload_bytes:
+            attributes["tcp.payload.size"] = segment.payload_bytes
+        if name == "tcp.rst" and segment.sent and entry.reset_reason:
+            attributes["tcp.reset.reason"] = entry.reset_reason
+        yield Milestone(name, segment.time_ns + entry.offset_ns, attributes)
+
+
+def _text(name: Any) -> str:
+    return bytes(name).decode("utf-8", "replace")
