@@ -146,7 +146,8 @@ FLOW = np.dtype(
         ("identified", "?"),
         ("pid", "<u4"),
         ("process_name", "S16"),
-    ]
+    ],
+    align=True,
 )
 """What the connection table publishes of a slot: `version` is unique over slots and rises with every change of the
 rest, so that a consumer knows when its own copy is stale; the ids are zero until `identified`."""

@@ -27,11 +27,7 @@ class Balance:
     def difference(self) -> int:
         """Zero when nothing was lost silently or counted twice."""
         return self.seen - (
-            self.exported
-            + self.sampled
-            + sum(self.filtered.values())
-            + sum(self.dropped.values())
-            + self.in_flight
+            self.exported + self.sampled + sum(self.filtered.values()) + sum(self.dropped.values()) + self.in_flight
         )
 
 

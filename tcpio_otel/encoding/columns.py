@@ -1,0 +1,108 @@
+"""Chains of byte strings, one chain a row, written for all rows at once.
+
+A row's encoding is a chain of segments of varying length. The lengths give each segment its offset; then each
+segment is written for all rows in one call, through a view of the buffer in which element i is the W bytes from
+byte i on. Such a write is always W bytes wide: what goes beyond the segment's length is overwritten by the segments to
+its right, which are written later. So they must together be long enough for that, and the last one must be exact.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+Rows = NDArray[np.void]
+Offsets = NDArray[np.int64]
+
+SLACK = 1024
+"""Room behind the last row for what the widest segment may spill."""
+
+
+def windows(buffer: Bytes, width: int) -> Rows:
+    """A view of a buffer in which element i is the `width` bytes from byte i on (overlapping)."""
+    return np.ndarray((buffer.size - width + 1,), f"V{width}", buffer, 0, (1,))  # type: ignore[call-overload, no-any-return]
+
+
+def column(rows: Bytes, offset: int, dtype: str) -> NDArray[Any]:
+    """Column `offset` of a matrix of bytes, as numbers of any type, aligned or not; writing to it changes the matrix."""
+    return np.ndarray((rows.shape[0],), dtype, rows, offset, (rows.shape[1],))  # type: ignore[call-overload, no-any-return]
+
+
+class Buffer:
+    """Scratch memory that grows and is used again: what was written is good until it is asked for again."""
+
+    def __init__(self) -> None:
+        self._bytes: Bytes = np.zeros(1 << 16, np.uint8)
+
+    def room(self, size: int, keep: int = 0) -> Bytes:
+        """At least `size` bytes and the slack, of which the first `keep` hold what they held."""
+        if size + SLACK > len(self._bytes):
+            grown = np.empty(2 * (size + SLACK), np.uint8)
+            grown[:keep] = self._bytes[:keep]
+            self._bytes = grown
+        return self._bytes
+
+
+class Table:
+    """Byte strings by small integer key, made when a key is first seen and kept.
+
+    Keys from `limit` on are not kept but made each time, so that a rare huge key costs time and not memory.
+
+    Args:
+        build: makes the bytes of a key; no longer than `width`.
+        width: bytes of a row.
+        limit: keys below it are kept.
+    """
+
+    def __init__(self, build: Callable[[int], bytes], width: int, limit: int) -> None:
+        self._build, self._width, self._limit = build, width, limit
+        self._rows: Rows = np.zeros(0, f"V{width}")
+        self._lengths = np.zeros(0, np.int64)  # 0: not made yet
+        self._grow(min(limit, 1024))
+
+    def _grow(self, size: int) -> None:
+        added = size - len(self._rows)
+        self._rows = np.concatenate([self._rows, np.zeros(added, self._rows.dtype)])
+        self._lengths = np.concatenate([self._lengths, np.zeros(added, np.int64)])
+
+    def _make(self, at: int, key: int) -> None:
+        made = self._build(key)
+        self._rows[at] = np.frombuffer(made.ljust(self._width, b"\0"), self._rows.dtype)[0]
+        self._lengths[at] = len(made)
+
+    def prepare(self, keys: NDArray[np.integer[Any]]) -> tuple[NDArray[np.integer[Any]], Offsets]:
+        """See to it that all keys are there; returns them as row numbers, and the rows' lengths (int64)."""
+        highest = int(keys.max(initial=0))
+        if highest >= self._limit:
+            keys = self._overflow(keys)
+        elif highest >= len(self._rows):
+            self._grow(min(self._limit, 2 * (highest + 1)))
+        lengths = self._lengths[keys]
+        if not lengths.all():
+            for key in np.unique(keys[lengths == 0]).tolist():
+                self._make(key, key)
+            lengths = self._lengths[keys]
+        return keys, lengths
+
+    def _overflow(self, keys: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Make the keys beyond the limit, behind it, for this once."""
+        numbers = keys.astype(np.int64)
+        beyond = numbers >= self._limit
+        rare, inverse = np.unique(numbers[beyond], return_inverse=True)
+        if self._limit + len(rare) > len(self._rows):
+            self._grow(self._limit + len(rare))
+        for offset, key in enumerate(rare.tolist()):
+            self._make(self._limit + offset, key)
+        numbers[beyond] = self._limit + inverse
+        return numbers
+
+    def rows(self, numbers: NDArray[np.integer[Any]], width: int) -> Rows:
+        """The first `width` bytes of rows, by the numbers that `prepare` returned (dtype V<width>)."""
+        return narrow(self._rows, width)[numbers]
+
+
+def narrow(rows: Rows, width: int) -> Rows:
+    """A view of the first `width` bytes of each row."""
+    return np.ndarray((len(rows),), f"V{width}", rows, 0, (rows.dtype.itemsize,))  # type: ignore[call-overload, no-any-return]
