@@ -13,6 +13,7 @@ from tcpio_otel.batch import FLAG_NAMES, Flag, Mark
 from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import Buffer, Bytes, Offsets, Rows, Table, column, narrow, windows
 from tcpio_otel.encoding.endpoints import DIRECTIONS, address_text, columns, network_type, payload_text
+from tcpio_otel.encoding.protobuf import bool_attribute, field, int_attribute, string_attribute, varint
 from tcpio_otel.encoding.rows import Ends, RowStore
 from tcpio_otel.payload import Items
 
@@ -21,36 +22,7 @@ CHUNK = 4096
 
 INFO, WARN = 9, 13  # opentelemetry.proto.logs.v1.SeverityNumber
 _WARN_FLAGS = int(Flag.RST)
-
-
-def varint(number: int) -> bytes:
-    """A protobuf base-128 varint."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def field(number: int, content: bytes) -> bytes:
-    """A length-delimited protobuf field."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
-def string_attribute(key: str, value: str) -> bytes:
-    """`LogRecord.attributes` with a string value."""
-    return field(6, field(1, key.encode()) + field(2, field(1, value.encode())))
-
-
-def int_attribute(key: str, value: int) -> bytes:
-    """`LogRecord.attributes` with an integer value."""
-    return field(6, field(1, key.encode()) + field(2, b"\x18" + varint(value)))
-
-
-def bool_attribute(key: str) -> bytes:
-    """`LogRecord.attributes` with the value true."""
-    return field(6, field(1, key.encode()) + field(2, b"\x10\x01"))
+_DROPPED, _RETRANSMIT = int(Mark.DROPPED), int(Mark.RETRANSMIT)  # NumPy converts an enum member at every use
 
 
 _EVENT_NAME = field(12, names.PACKET_EVENT.encode())
@@ -133,12 +105,10 @@ class PacketLogEncoder:
     """Encodes packet records as `ScopeLogs.log_records`.
 
     Args:
-        resource: a serialised `opentelemetry.proto.resource.v1.Resource`.
         drop_reasons: the running kernel's names for `tcp.drop.reason`; a number it does not know stands for itself.
     """
 
-    def __init__(self, resource: bytes, drop_reasons: Mapping[int, str]) -> None:
-        self._resource = resource
+    def __init__(self, drop_reasons: Mapping[int, str]) -> None:
         self._buffer = Buffer()
         self._connections = RowStore(_connection_rows, (_TEXT_BYTES, _ATTRIBUTES_BYTES, _IDS_BYTES))
         self._prefixes = Table(_body_prefix, 16, 256 << 9)
@@ -168,17 +138,6 @@ class PacketLogEncoder:
             ("severity_tag", 0x10),
         ):
             self._joints[name] = value
-
-    def wrap(self, runs: list[memoryview], length: int) -> bytes:
-        """An `ExportLogsServiceRequest` around runs of items that are `length` bytes together."""
-        schema = field(3, names.SCHEMA_URL.encode())
-        scope = field(1, field(1, names.SCOPE.encode()) + field(2, names.SCOPE_VERSION.encode()))
-        scope_length = len(scope) + length + len(schema)
-        scope_head = b"\x12" + varint(scope_length) + scope
-        resource = field(1, self._resource)
-        resource_length = len(resource) + len(scope_head) + length + 2 * len(schema)
-        head = b"\x0a" + varint(resource_length) + resource + scope_head
-        return b"".join([head, *runs, schema, schema])
 
     def encode(
         self,
@@ -302,10 +261,10 @@ class PacketLogEncoder:
         """Attributes that few records have: which records, the rows, and their lengths."""
         marks = records["marks"]
         found = []
-        dropped = (marks & Mark.DROPPED != 0) & (records["drop_reason"] != 0)
+        dropped = (marks & _DROPPED != 0) & (records["drop_reason"] != 0)
         for table, mask, name in (
             (self._segments, records["gso_segments"] > 1, "gso_segments"),
-            (self._retransmits, marks & Mark.RETRANSMIT != 0, "marks"),
+            (self._retransmits, marks & _RETRANSMIT != 0, "marks"),
             (self._drops, dropped, "drop_reason"),
         ):
             rows = np.nonzero(mask)[0]
@@ -328,7 +287,7 @@ class PacketLogEncoder:
         """The head of every record, with the tail of the one before it; one more for the tail of the last."""
         n = len(records)
         joints = self._joints[: n + 1]
-        warn = ((records["flags"] & _WARN_FLAGS != 0) | (records["marks"] & Mark.RETRANSMIT != 0)).astype(np.int64)
+        warn = ((records["flags"] & _WARN_FLAGS != 0) | (records["marks"] & _RETRANSMIT != 0)).astype(np.int64)
         content = lengths - _LENGTH_PREFIX
         joints["observed"] = observed_ns
         joints["record_length"][:n] = (content & 0x7F) | 0x80 | (content >> 7) << 8

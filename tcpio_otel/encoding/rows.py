@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tcpio_otel.batch import RECORD, Mark, pick
 from tcpio_otel.encoding.columns import Offsets, Rows, narrow
 
+_TRANSLATED = int(Mark.TRANSLATED)
 _TUPLE = ("local_address", "peer_address", "local_port", "peer_port")
 _HEADER_TUPLE = tuple(f"header_{name}" for name in _TUPLE)
 _PACKED = np.dtype([(name, (RECORD.fields or {})[name][0]) for name in _HEADER_TUPLE])
@@ -64,7 +65,7 @@ class RowStore:
         """
         if 4 * len(flows) > len(self._versions):
             self._grow(4 * len(flows))
-        translated = (records["marks"] & Mark.TRANSLATED) != 0
+        translated = (records["marks"] & _TRANSLATED) != 0
         numbers: NDArray[np.int64] = slots * 4 + records["direction"] * 2 + translated
         stale = self._versions[numbers] != flows["version"][slots]
         some_translated = bool(translated.any())
@@ -103,7 +104,7 @@ class RowStore:
             self._build(
                 Ends(
                     local.tobytes(), peer.tobytes(), local_port, peer_port, socket_local.tobytes(), socket_peer.tobytes(),
-                    socket_local_port, socket_peer_port, direction, bool(marks & Mark.TRANSLATED), identified,
+                    socket_local_port, socket_peer_port, direction, bool(marks & _TRANSLATED), identified,
                     trace_id.tobytes(), span_id.tobytes(), pid, process_name.decode("utf-8", "replace"),
                 )
             )
