@@ -22,12 +22,12 @@ SLACK = 1024
 
 def windows(buffer: Bytes, width: int) -> Rows:
     """A view of a buffer in which element i is the `width` bytes from byte i on (overlapping)."""
-    return np.ndarray((buffer.size - width + 1,), f"V{width}", buffer, 0, (1,))  # type: ignore[call-overload, no-any-return]
+    return np.ndarray((buffer.size - width + 1,), f"V{width}", buffer, 0, (1,))
 
 
 def column(rows: Bytes, offset: int, dtype: str) -> NDArray[Any]:
-    """Column `offset` of a matrix of bytes, as numbers of any type, aligned or not; writing to it changes the matrix."""
-    return np.ndarray((rows.shape[0],), dtype, rows, offset, (rows.shape[1],))  # type: ignore[call-overload, no-any-return]
+    """A column of a matrix of bytes as numbers of any type, aligned or not; writing to it changes the matrix."""
+    return np.ndarray((rows.shape[0],), dtype, rows, offset, (rows.shape[1],))
 
 
 class Buffer:
@@ -59,13 +59,13 @@ class Table:
     def __init__(self, build: Callable[[int], bytes], width: int, limit: int) -> None:
         self._build, self._width, self._limit = build, width, limit
         self._rows: Rows = np.zeros(0, f"V{width}")
-        self._lengths = np.zeros(0, np.int64)  # 0: not made yet
+        self._lengths = np.zeros(0, np.int64)  # -1: not made yet
         self._grow(min(limit, 1024))
 
     def _grow(self, size: int) -> None:
         added = size - len(self._rows)
         self._rows = np.concatenate([self._rows, np.zeros(added, self._rows.dtype)])
-        self._lengths = np.concatenate([self._lengths, np.zeros(added, np.int64)])
+        self._lengths = np.concatenate([self._lengths, np.full(added, -1, np.int64)])
 
     def _make(self, at: int, key: int) -> None:
         made = self._build(key)
@@ -79,9 +79,9 @@ class Table:
             keys = self._overflow(keys)
         elif highest >= len(self._rows):
             self._grow(min(self._limit, 2 * (highest + 1)))
-        lengths = self._lengths[keys]
-        if not lengths.all():
-            for key in np.unique(keys[lengths == 0]).tolist():
+        lengths: Offsets = self._lengths[keys]
+        if len(lengths) and lengths.min() < 0:
+            for key in np.unique(keys[lengths < 0]).tolist():
                 self._make(key, key)
             lengths = self._lengths[keys]
         return keys, lengths
@@ -100,9 +100,89 @@ class Table:
 
     def rows(self, numbers: NDArray[np.integer[Any]], width: int) -> Rows:
         """The first `width` bytes of rows, by the numbers that `prepare` returned (dtype V<width>)."""
-        return narrow(self._rows, width)[numbers]
+        rows: Rows = narrow(self._rows, width)[numbers]
+        return rows
+
+    def segment(self, keys: NDArray[np.integer[Any]]) -> "Segment":
+        """The rows of keys, whole, and their lengths."""
+        numbers, lengths = self.prepare(keys)
+        return self._rows[numbers], lengths
 
 
 def narrow(rows: Rows, width: int) -> Rows:
     """A view of the first `width` bytes of each row."""
-    return np.ndarray((len(rows),), f"V{width}", rows, 0, (rows.dtype.itemsize,))  # type: ignore[call-overload, no-any-return]
+    return np.ndarray((len(rows),), f"V{width}", rows, 0, (rows.dtype.itemsize,))
+
+
+Segment = tuple[Rows, Offsets]
+"""One piece of every row: its bytes (dtype V<w>, shape (n,) or (1,) for the same everywhere) and its lengths (int64,
+shape alike). A row that lacks the piece has length 0."""
+
+
+def constant(text: bytes) -> Segment:
+    """A piece that is the same in every row."""
+    return np.frombuffer(text, f"V{len(text)}"), np.array([len(text)])
+
+
+def assemble(buffer: Buffer, segments: list[Segment], rows: int) -> tuple[memoryview, Offsets]:
+    """Chain segments from left to right, for all rows.
+
+    Takes care by itself of spills that what follows would not cover: such a segment is written in groups of one length.
+
+    Returns:
+        The bytes, and where each row ends (int64, shape (rows,)).
+    """
+    total = np.zeros(rows, np.int64)
+    for _, lengths in segments:
+        total += lengths
+    ends = np.cumsum(total)
+    at = ends - total
+    size = int(ends[-1]) if rows else 0
+    memory = buffer.room(size)
+    following = sum(int(lengths.min(initial=1 << 30)) for _, lengths in segments) if rows else 0
+    for pieces, lengths in segments:
+        shortest, widest = int(lengths.min(initial=0)), int(lengths.max(initial=0))
+        following -= shortest
+        if widest and widest - shortest <= following:
+            windows(memory, widest)[at] = narrow(pieces, widest)
+        elif widest:
+            everywhere = np.broadcast_to(lengths, (rows,))
+            for length in np.unique(everywhere).tolist():
+                if length:
+                    chosen = np.nonzero(everywhere == length)[0]
+                    piece = narrow(pieces, length)
+                    windows(memory, length)[at[chosen]] = piece if len(piece) == 1 else piece[chosen]
+        at += lengths
+    return memoryview(memory)[:size], ends
+
+
+_FOUR_DIGITS = np.frombuffer(b"".join(b"%04d" % number for number in range(10_000)), "<u4")
+
+
+def decimals(numbers: NDArray[np.uint64]) -> Segment:
+    """Numbers in decimal, without leading zeros."""
+    digits = np.empty((len(numbers), 5), "<u4")
+    rest = numbers.astype(np.uint64)
+    for group in range(4, -1, -1):
+        rest, low = np.divmod(rest, np.uint64(10_000))
+        digits[:, group] = _FOUR_DIGITS[low]
+    text = digits.view(np.uint8).reshape(len(numbers), 20)
+    lengths = np.full(len(numbers), 20, np.int64)
+    lengths -= np.argmax(text != ord("0"), axis=1)
+    lengths[numbers == 0] = 1
+    left = np.empty_like(text)
+    for length in np.unique(lengths).tolist():
+        chosen = lengths == length
+        left[chosen, :length] = text[chosen, 20 - length :]
+    return left.view("V20").ravel(), lengths
+
+
+def nine_digits(numbers: NDArray[np.uint64]) -> Rows:
+    """Numbers below 10^9 as nine digits each (dtype V9)."""
+    high, low = np.divmod(numbers.astype(np.uint64), np.uint64(10_000))
+    first, middle = np.divmod(high, np.uint64(10_000))
+    text = np.empty((len(numbers), 9), np.uint8)
+    text[:, 0] = first + ord("0")
+    for at, part in ((1, middle), (5, low)):
+        text[:, at : at + 4] = _FOUR_DIGITS[part].view(np.uint8).reshape(len(numbers), 4)
+    return text.view("V9").ravel()

@@ -5,11 +5,11 @@ from socket import AF_INET, AF_INET6, inet_ntop
 
 from tcpio_otel.batch import IPV4_PREFIX, Direction
 
-HEADER = " %3s %15s:%-5s      %15s:%-5s %6s  %s" % ("CPU", "LADDR", "LPORT", "RADDR", "RPORT", "BYTES", "FLAGS")
+HEADER = f" {'CPU':>3} {'LADDR':>15}:{'LPORT':<5}      {'RADDR':>15}:{'RPORT':<5} {'BYTES':>6}  FLAGS"
 """The heading of `tcpio.d`, as the Solaris and illumos documentation prints it; rows stand one column off, as there."""
 
-ARROWS = {Direction.RECEIVE: "<-", Direction.TRANSMIT: "->"}
-DIRECTIONS = {Direction.RECEIVE: "receive", Direction.TRANSMIT: "transmit"}
+ARROWS: dict[int, str] = {Direction.RECEIVE: "<-", Direction.TRANSMIT: "->"}
+DIRECTIONS: dict[int, str] = {Direction.RECEIVE: "receive", Direction.TRANSMIT: "transmit"}
 
 
 @lru_cache(maxsize=1 << 16)
@@ -34,13 +34,7 @@ def bracketed(address: bytes) -> str:
 
 def columns(local: bytes, local_port: int, peer: bytes, peer_port: int, direction: int) -> str:
     """The part of a `tcpio` row between CPU and BYTES, with the blank behind it."""
-    return "%16s:%-5d %s %16s:%-5d " % (  # noqa: UP031 - the format is tcpio.d's own
-        bracketed(local),
-        local_port,
-        ARROWS[Direction(direction)],
-        bracketed(peer),
-        peer_port,
-    )
+    return f"{bracketed(local):>16}:{local_port:<5} {ARROWS[direction]} {bracketed(peer):>16}:{peer_port:<5} "
 
 
 def payload_text(payload_bytes: int) -> str:

@@ -78,10 +78,10 @@ def metrics(observation: Observation) -> list[Metric]:
         (balance.sampled, {"tcpio.outcome": "sampled"}),
         (balance.in_flight, {"tcpio.outcome": "in_flight"}),
     ]
-    for outcome, counts in (("filtered", balance.filtered), ("dropped", balance.dropped)):
-        outcomes += [(count, {"tcpio.outcome": outcome, "tcpio.reason": reason}) for reason, count in counts.items()]
+    for outcome, reasons in (("filtered", balance.filtered), ("dropped", balance.dropped)):
+        outcomes += [(count, {"tcpio.outcome": outcome, "tcpio.reason": reason}) for reason, count in reasons.items()]
     found = [
-        _sum(observation, "tcpio.packets.seen", "{packet}", "Packets the source saw.", [(balance.seen, {})], monotonic=True),
+        _sum(observation, "tcpio.packets.seen", "{packet}", "Packets seen.", [(balance.seen, {})], monotonic=True),
         _sum(observation, "tcpio.packets", "{packet}", "What became of them.", outcomes, monotonic=False),
         _sum(
             observation, "tcpio.faults", "{fault}", "What went wrong without costing a packet.",

@@ -12,7 +12,7 @@ from tcpio_otel.encoding.columns import Offsets, Rows, narrow
 _TRANSLATED = int(Mark.TRANSLATED)
 _TUPLE = ("local_address", "peer_address", "local_port", "peer_port")
 _HEADER_TUPLE = tuple(f"header_{name}" for name in _TUPLE)
-_PACKED = np.dtype([(name, (RECORD.fields or {})[name][0]) for name in _HEADER_TUPLE])
+_PACKED = np.dtype([(name, RECORD[name]) for name in _HEADER_TUPLE])
 
 
 class Ends(NamedTuple):
@@ -128,9 +128,14 @@ class RowStore:
         """The lengths of a part of rows (int64)."""
         return self._lengths[part][numbers]
 
+    def whole(self, part: int, numbers: NDArray[np.int64]) -> Rows:
+        """A part of rows, as wide as they are kept."""
+        return self._rows[part][numbers]
+
     def rows(self, part: int, numbers: NDArray[np.int64], width: int) -> Rows:
         """The first `width` bytes of a part of rows (dtype V<width>)."""
-        return narrow(self._rows[part], width)[numbers]
+        rows: Rows = narrow(self._rows[part], width)[numbers]
+        return rows
 
 
 def _list(values: NDArray[Any]) -> Any:

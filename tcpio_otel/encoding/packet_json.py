@@ -1,0 +1,274 @@
+"""Packet records to JSON, by column: OTLP/JSON log records for files and OTLP/HTTP, and flat lines for a terminal."""
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcpio_otel.batch import FLAG_NAMES, Flag, Mark
+from tcpio_otel.encoding import names
+from tcpio_otel.encoding.columns import Buffer, Segment, Table, assemble, constant, decimals, nine_digits
+from tcpio_otel.encoding.endpoints import DIRECTIONS, address_text, columns, network_type, payload_text
+from tcpio_otel.encoding.rows import Ends, RowStore
+from tcpio_otel.payload import Items
+
+Render = Callable[[str, str | int | bool], str]
+"""An attribute as JSON text."""
+
+CHUNK = 8192
+_RST, _RETRANSMIT, _DROPPED = int(Flag.RST), int(Mark.RETRANSMIT), int(Mark.DROPPED)
+_DAY_NS = 86_400_000_000_000
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def otlp_attribute(key: str, value: str | int | bool) -> str:
+    """An attribute as `KeyValue` in OTLP/JSON: 64-bit integers are strings there."""
+    if isinstance(value, bool):
+        return f'{{"key":"{key}","value":{{"boolValue":{json.dumps(value)}}}}}'
+    if isinstance(value, int):
+        return f'{{"key":"{key}","value":{{"intValue":"{value}"}}}}'
+    return f'{{"key":"{key}","value":{{"stringValue":{_quoted(value)}}}}}'
+
+
+def flat_attribute(key: str, value: str | int | bool) -> str:
+    """An attribute as a member of a flat object."""
+    return f'"{key}":{_quoted(value) if isinstance(value, str) else json.dumps(value)}'
+
+
+class _Attributes:
+    """The attributes of packet records as segments; the first comes without a comma before it.
+
+    `before_first` is text that stands in front of them, by flags; `after` is what follows in a connection's row.
+    """
+
+    def __init__(
+        self,
+        render: Render,
+        drop_reasons: Mapping[int, str],
+        before_first: Callable[[int], str],
+        text: Callable[[Ends], str],
+        after: Callable[[Ends], str],
+    ) -> None:
+        def number(key: str, width: int, limit: int) -> Table:
+            return Table(lambda value: ("," + render(key, value)).encode(), width, limit)
+
+        def flags_and_cpu(key: int) -> bytes:
+            cpu, bits = key >> 8, key & 0xFF
+            attributes = (
+                render(names.FLAGS, FLAG_NAMES[bits]), render(names.FLAGS_BITS, bits), render(names.CPU, cpu)
+            )  # fmt: skip
+            return (before_first(bits) + ",".join(attributes)).encode()
+
+        def sequence(key: str) -> tuple[Segment, Segment]:
+            head, tail = ("," + render(key, 0)).encode().split(b"0", 1)
+            return constant(head), constant(tail)
+
+        def drop(reason: int) -> bytes:
+            return ("," + render(names.DROP_REASON, drop_reasons.get(reason, str(reason)))).encode()
+
+        self._render, self._text, self._after = render, text, after
+        self._flags = Table(flags_and_cpu, 320, 256 << 8)
+        self._payloads = number(names.PAYLOAD_SIZE, 80, 1 << 18)
+        self._windows = number(names.WINDOW, 64, 1 << 16)
+        self._segments = number(names.GSO_SEGMENTS, 72, 1 << 16)
+        self._drops = Table(drop, 192, 1 << 16)
+        self._retransmits = Table(lambda marked: marked * ("," + render(names.RETRANSMIT, True)).encode(), 64, 2)
+        self._seq, self._ack = sequence(names.SEQ), sequence(names.ACK)
+        self._connections = RowStore(self._rows, (128, 2048))
+
+    def _rows(self, ends: Ends) -> tuple[bytes, ...]:
+        attributes: list[tuple[str, str | int | bool]] = [
+            (names.NETWORK_TRANSPORT, "tcp"),
+            (names.NETWORK_TYPE, network_type(ends.local)),
+            (names.LOCAL_ADDRESS, address_text(ends.local)),
+            (names.LOCAL_PORT, ends.local_port),
+            (names.PEER_ADDRESS, address_text(ends.peer)),
+            (names.PEER_PORT, ends.peer_port),
+            (names.IO_DIRECTION, DIRECTIONS[ends.direction]),
+        ]
+        if ends.translated:
+            attributes += [
+                (names.SOCKET_LOCAL_ADDRESS, address_text(ends.socket_local)),
+                (names.SOCKET_LOCAL_PORT, ends.socket_local_port),
+                (names.SOCKET_PEER_ADDRESS, address_text(ends.socket_peer)),
+                (names.SOCKET_PEER_PORT, ends.socket_peer_port),
+            ]
+        if ends.pid:
+            attributes.append((names.PID, ends.pid))
+        if ends.process_name:
+            attributes.append((names.EXECUTABLE_NAME, ends.process_name))
+        if ends.identified:
+            attributes.append((names.CONNECTION_ID, ends.trace_id[:8].hex()))
+        rendered = "".join("," + self._render(key, value) for key, value in attributes)
+        return self._text(ends).encode(), (rendered + self._after(ends)).encode()
+
+    def segments(
+        self, records: NDArray[np.void], slots: NDArray[np.int64], flows: NDArray[np.void]
+    ) -> tuple[Segment, list[Segment]] | None:
+        """The text of each connection, and the attributes; None as `RowStore.numbers` says it."""
+        numbers = self._connections.numbers(records, slots, flows)
+        if numbers is None:
+            return None
+        marks = records["marks"]
+        reasons = np.where(marks & _DROPPED != 0, records["drop_reason"], 0)
+        counts = records["gso_segments"]
+        text, attributes = (
+            (self._connections.whole(part, numbers), self._connections.lengths(part, numbers)) for part in range(2)
+        )
+        flags = records["cpu"].astype(np.int64) << 8 | records["flags"]
+        return text, [
+            self._flags.segment(flags),
+            self._payloads.segment(records["payload_bytes"]),
+            self._windows.segment(records["window"]),
+            *(self._seq[0], decimals(records["seq"]), self._seq[1]),
+            *(self._ack[0], decimals(records["ack"]), self._ack[1]),
+            _present(self._segments.segment(counts), counts > 1),
+            self._retransmits.segment((marks & _RETRANSMIT != 0).astype(np.int64)),
+            _present(self._drops.segment(reasons), reasons != 0),
+            attributes,
+        ]
+
+
+def _present(segment: Segment, where: NDArray[np.bool_]) -> Segment:
+    rows, lengths = segment
+    return rows, np.where(where, lengths, 0)
+
+
+class _Encoder:
+    """What both formats share: chunks, and rows that must be encoded apart."""
+
+    def __init__(self) -> None:
+        self._buffer = Buffer()
+
+    def encode(
+        self,
+        records: NDArray[np.void],
+        slots: NDArray[np.int64],
+        flows: NDArray[np.void],
+        unix_offset_ns: int,
+        observed_ns: int,
+    ) -> Items:
+        """Encode packet records; arguments as for `otlp_logs.PacketLogEncoder.encode`, one item a record."""
+        parts, ends, size = [], [], 0
+        pending = [slice(start, start + CHUNK) for start in range(0, len(records), CHUNK)][::-1]
+        while pending:
+            part = pending.pop()
+            chunk = records[part]
+            segments = self._segments(chunk, slots[part], flows, unix_offset_ns, observed_ns)
+            if segments is None:
+                middle = part.start + len(chunk) // 2
+                pending += [slice(middle, part.start + len(chunk)), slice(part.start, middle)]
+                continue
+            text, chunk_ends = assemble(self._buffer, segments, len(chunk))
+            parts.append(bytes(text))
+            ends.append(chunk_ends + size)
+            size += len(text)
+        return Items(memoryview(b"".join(parts)), np.concatenate([np.empty(0, np.int64), *ends]))
+
+    def _segments(
+        self,
+        records: NDArray[np.void],
+        slots: NDArray[np.int64],
+        flows: NDArray[np.void],
+        unix_offset_ns: int,
+        observed_ns: int,
+    ) -> list[Segment] | None:
+        raise NotImplementedError
+
+
+class PacketJsonEncoder(_Encoder):
+    """Encodes packet records as OTLP/JSON log records, each with a comma behind it."""
+
+    def __init__(self, drop_reasons: Mapping[int, str]) -> None:
+        super().__init__()
+        self._attributes = _Attributes(
+            otlp_attribute,
+            drop_reasons,
+            before_first=lambda bits: f'({FLAG_NAMES[bits]})"}},"attributes":[',
+            text=lambda ends: columns(ends.local, ends.local_port, ends.peer, ends.peer_port, ends.direction),
+            after=_ids,
+        )
+        self._cpus = Table(lambda cpu: f"{cpu} ".encode(), 8, 1 << 16)
+        self._sizes = Table(lambda size: payload_text(size).encode(), 16, 1 << 18)
+
+    def _segments(
+        self,
+        records: NDArray[np.void],
+        slots: NDArray[np.int64],
+        flows: NDArray[np.void],
+        unix_offset_ns: int,
+        observed_ns: int,
+    ) -> list[Segment] | None:
+        found = self._attributes.segments(records, slots, flows)
+        if found is None:
+            return None
+        text, attributes = found
+        warn = ((records["flags"] & _RST != 0) | (records["marks"] & _RETRANSMIT != 0)).astype(np.int64)
+        heads = [
+            f'","observedTimeUnixNano":"{observed_ns}","severityNumber":{number},"severityText":"{name}",'
+            f'"body":{{"stringValue":"'.encode()
+            for number, name in ((9, "INFO"), (13, "WARN"))
+        ]
+        rows = np.array(heads, f"S{max(map(len, heads))}").view(f"V{max(map(len, heads))}")
+        return [
+            constant(b'{"timeUnixNano":"'),
+            decimals(records["time_ns"] + np.uint64(unix_offset_ns)),
+            (rows[warn], np.array([len(head) for head in heads])[warn]),
+            self._cpus.segment(records["cpu"]),
+            text,
+            self._sizes.segment(records["payload_bytes"]),
+            *attributes,
+        ]
+
+
+def _ids(ends: Ends) -> str:
+    ids = f',"traceId":"{ends.trace_id.hex()}","spanId":"{ends.span_id.hex()}"' if ends.identified else ""
+    return f'],"eventName":"{names.PACKET_EVENT}"{ids}}},'
+
+
+class JsonLines(_Encoder):
+    """Encodes packet records as flat JSON objects, one a line, with the attribute names of the log record and `time`."""
+
+    def __init__(self, drop_reasons: Mapping[int, str]) -> None:
+        super().__init__()
+        self._attributes = _Attributes(
+            flat_attribute, drop_reasons, before_first=lambda _: "", text=lambda _: "", after=lambda _: "}\n"
+        )
+        self._days = Table(lambda day: (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)).date().isoformat().encode(),
+                           16, 1 << 17)  # fmt: skip
+
+    def _segments(
+        self,
+        records: NDArray[np.void],
+        slots: NDArray[np.int64],
+        flows: NDArray[np.void],
+        unix_offset_ns: int,
+        observed_ns: int,
+    ) -> list[Segment] | None:
+        del observed_ns  # nobody who reads a terminal asks for it
+        found = self._attributes.segments(records, slots, flows)
+        if found is None:
+            return None
+        unix_ns = records["time_ns"] + np.uint64(unix_offset_ns)
+        return [
+            constant(b'{"time":"'),
+            self._days.segment((unix_ns // np.uint64(_DAY_NS)).astype(np.int64)),
+            constant(b"T"),
+            *clock_time(unix_ns),
+            constant(b'Z",'),
+            *found[1],
+        ]
+
+
+_SECONDS = Table(lambda second: b"%02d:%02d:%02d." % (second // 3600, second // 60 % 60, second % 60), 16, 86_400)
+
+
+def clock_time(unix_ns: NDArray[np.uint64]) -> list[Segment]:
+    """The time of day, HH:MM:SS.nnnnnnnnn, of Unix nanoseconds."""
+    seconds, nanoseconds = np.divmod(unix_ns % np.uint64(_DAY_NS), np.uint64(1_000_000_000))
+    return [_SECONDS.segment(seconds.astype(np.int64)), (nine_digits(nanoseconds), np.full(len(unix_ns), 9))]

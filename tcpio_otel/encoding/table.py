@@ -1,0 +1,94 @@
+"""Packet records to the table of `tcpio.d`, by column, with what flags add at its edges."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcpio_otel.batch import FLAG_NAMES
+from tcpio_otel.encoding.columns import Buffer, Segment, Table, assemble, constant, decimals
+from tcpio_otel.encoding.endpoints import HEADER, columns, payload_text
+from tcpio_otel.encoding.packet_json import clock_time
+from tcpio_otel.encoding.rows import Ends, RowStore
+from tcpio_otel.payload import Items
+
+
+def printable(text: str) -> str:
+    """Text with control characters escaped: a process may name itself what it likes, a terminal obeys."""
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+
+
+class PacketTable:
+    """The table, one line a record.
+
+    Args:
+        time: put the local time of day in front.
+        process: append pid and name of the process.
+        seq: append sequence number, acknowledgement and window.
+    """
+
+    def __init__(self, *, time: bool, process: bool, seq: bool) -> None:
+        self._time, self._process, self._seq = time, process, seq
+        self._buffer = Buffer()
+        self._cpus = Table(lambda cpu: b" %3d " % cpu, 8, 1 << 16)
+        self._sizes = Table(lambda size: payload_text(size).encode(), 16, 1 << 18)
+        self._flags = Table(lambda bits: f"({FLAG_NAMES[bits]})".encode(), 40, 256)
+        self._connections = RowStore(self._rows, (128, 96))
+
+    @staticmethod
+    def _rows(ends: Ends) -> tuple[bytes, bytes]:
+        text = columns(ends.local, ends.local_port, ends.peer, ends.peer_port, ends.direction)
+        process = f"  {ends.pid or '-'} {printable(ends.process_name) or '-'}"
+        return text.encode(), process.encode()
+
+    def header(self) -> bytes:
+        """The heading, newline included."""
+        titles = [f"{'TIME':<18}" * self._time, HEADER, "  SEQ ACK WIN" * self._seq, "  PID PROCESS" * self._process]
+        return "".join(titles).encode() + b"\n"
+
+    def encode(
+        self,
+        records: NDArray[np.void],
+        slots: NDArray[np.int64],
+        flows: NDArray[np.void],
+        unix_offset_ns: int,
+        observed_ns: int,
+    ) -> Items:
+        """Encode packet records; arguments as for `otlp_logs.PacketLogEncoder.encode`, one line a record."""
+        numbers = self._connections.numbers(records, slots, flows)
+        if numbers is None:
+            half = len(records) // 2
+            halves = [
+                self.encode(records[part], slots[part], flows, unix_offset_ns, observed_ns)
+                for part in (slice(half), slice(half, None))
+            ]
+            first = bytes(halves[0].buffer)
+            return Items(
+                memoryview(first + bytes(halves[1].buffer)),
+                np.concatenate([halves[0].ends, halves[1].ends + len(first)]),
+            )
+        store = self._connections
+        segments: list[Segment] = []
+        if self._time:
+            unix_ns = records["time_ns"] + np.uint64(unix_offset_ns)
+            segments += clock_time(unix_ns + np.uint64(_local_offset_ns(observed_ns)))
+        segments += [
+            self._cpus.segment(records["cpu"]),
+            (store.whole(0, numbers), store.lengths(0, numbers)),
+            self._sizes.segment(records["payload_bytes"]),
+            self._flags.segment(records["flags"]),
+        ]
+        if self._seq:
+            for gap, name in ((b"  ", "seq"), (b" ", "ack"), (b" ", "window")):
+                segments += [constant(gap), decimals(records[name])]
+        if self._process:
+            segments.append((store.whole(1, numbers), store.lengths(1, numbers)))
+        segments.append(constant(b"\n"))
+        text, ends = assemble(self._buffer, segments, len(records))
+        return Items(memoryview(bytes(text)), ends)
+
+
+def _local_offset_ns(unix_ns: int) -> int:
+    """How far local time is ahead of UTC, not negative: a day is added, and taken off again as time of day."""
+    offset = datetime.fromtimestamp(unix_ns / 1e9, UTC).astimezone().utcoffset()
+    return int(offset.total_seconds() if offset else 0) % 86_400 * 1_000_000_000
