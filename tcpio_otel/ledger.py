@@ -42,6 +42,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._exported = self._sampled = self._held = 0
         self._dropped: Counter[str] = Counter()
+        self._filtered: Counter[str] = Counter()
         self._source_seen = self._source_pending = 0
         self._source_filtered: dict[str, int] = {}
         self._source_dropped: dict[str, int] = {}
@@ -66,6 +67,13 @@ class Ledger:
             self._held -= records
             self._exported += records
 
+    def filtered(self, records: int, reason: str) -> None:
+        """Held records are not asked for, for `reason`."""
+        if records:
+            with self._lock:
+                self._held -= records
+                self._filtered[reason] += records
+
     def dropped(self, records: int, reason: str) -> None:
         """Held records were given up, for `reason`."""
         if records:
@@ -76,13 +84,14 @@ class Ledger:
     def balance(self) -> Balance:
         """The counts at this moment; exact when the source's counts were refreshed after its last drain."""
         with self._lock:
-            dropped = Counter(self._dropped)
-            dropped.update({reason: count for reason, count in self._source_dropped.items() if count})
+            filtered, dropped = Counter(self._source_filtered), Counter(self._source_dropped)
+            filtered.update(self._filtered)
+            dropped.update(self._dropped)
             return Balance(
                 seen=self._source_seen,
                 exported=self._exported,
                 sampled=self._sampled,
-                filtered={reason: count for reason, count in self._source_filtered.items() if count},
-                dropped=dict(dropped),
+                filtered=dict(+filtered),
+                dropped=dict(+dropped),
                 in_flight=self._held + self._source_pending,
             )

@@ -4,24 +4,25 @@ Runs without privileges, and is imported only once they are gone. Everything the
 here: they do not import one another.
 """
 
-import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import FLOW, Batch, Kind
+from tcpio_otel.batch import Batch, pick
 from tcpio_otel.clock import Nanoseconds
 from tcpio_otel.connections.events import Connection
 from tcpio_otel.connections.table import ConnectionTable
 from tcpio_otel.export.batcher import Batcher
-from tcpio_otel.export.sender import Outcome, Sender
+from tcpio_otel.export.sender import Sender
 from tcpio_otel.ledger import Ledger
-from tcpio_otel.payload import Items, Request, Signal
+from tcpio_otel.payload import Items, Request
 
-logger = logging.getLogger(__name__)
+SPANS_AT_ONCE = 512
+"""Connections encoded in one go, so that a burst of ends does not hold packets up."""
 
 HELD_RECORDS_LIMIT = 1 << 16
 """Packet records whose logs may wait for a handshake to complete; beyond it the oldest go without ids."""
@@ -58,7 +59,8 @@ class PacketEncoder(Protocol):
         flows: NDArray[np.void],
         unix_offset_ns: int,
         observed_ns: int,
-    ) -> Items: ...
+    ) -> Items:
+        """Encode packet records; what comes back is good until the next call."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +69,25 @@ class Output:
 
     batcher: Batcher
     sender: Sender
+    submitted: Callable[[Request], None]
 
     def add(self, items: Items, now_ns: int, *, block: bool) -> int:
         """Queue items; returns how many were too large for any request."""
-        added = self.batcher.add(items, now_ns)
-        self._submit(added.requests, block=block)
-        return added.too_large
+        before = self.batcher.too_large
+        self._submit(self.batcher.add(items, now_ns), block=block)
+        return self.batcher.too_large - before
 
     def poll(self, now_ns: int, *, block: bool) -> None:
         """Send what has become old enough."""
         self._submit(self.batcher.poll(now_ns), block=block)
 
     def flush(self) -> None:
-        """Send everything."""
-        self._submit(self.batcher.flush(), block=True)
+        """Queue everything."""
+        self._submit(self.batcher.flush(), block=False)
 
     def _submit(self, requests: Iterable[Request], *, block: bool) -> None:
         for request in requests:
+            self.submitted(request)
             self.sender.submit(request, block=block)
 
 
@@ -101,7 +105,9 @@ class _Held:
         return len(self.slots)
 
     def where(self, mask: NDArray[np.bool_]) -> "_Held":
-        return replace(self, records=self.records[mask], slots=self.slots[mask])
+        if mask.all():
+            return self
+        return replace(self, records=pick(self.records, mask), slots=self.slots[mask])
 
 
 @dataclass
@@ -138,6 +144,7 @@ class Pipeline:
         self._logs, self._traces = logs, traces
         self._clock, self._handshake_wait_ns, self._paced = clock, handshake_wait_ns, paced
         self._held: deque[_Held] = deque()
+        self._held_rows = 0
         self.progress = Progress()
 
     @property
@@ -148,7 +155,7 @@ class Pipeline:
     def process(self, batch: Batch, now_ns: int) -> None:
         """Take one batch in; `now_ns` is the time on the records' clock."""
         slots, ended = self._connections.update(batch, now_ns)
-        packets = batch.records[batch.records["kind"] == Kind.PACKET]
+        packets = batch.packets
         self.progress.packets += len(packets)
         self.progress.payload_bytes += int(packets["payload_bytes"].sum())
         self._log(_Held(packets, slots, batch.unix_offset_ns, batch.observed_ns, now_ns + self._handshake_wait_ns))
@@ -162,4 +169,51 @@ class Pipeline:
         if self._logs is None:
             self._ledger.filtered(len(arrived), "signal_off")
             return
-        ...
+        self._release(arrived.deadline_ns - self._handshake_wait_ns)
+        waiting = self._connections.waiting(arrived.slots)
+        if self._handshake_wait_ns and waiting.any():
+            self._hold(arrived.where(waiting))
+            arrived = arrived.where(~waiting)
+        self._encode(arrived)
+
+    def _hold(self, rows: _Held) -> None:
+        self._connections.hold(rows.slots)
+        self._held.append(rows)
+        self._held_rows += len(rows)
+
+    def _release(self, now_ns: int) -> None:
+        """Let go of held rows that have their ids by now, or whose time is over."""
+        for _ in range(len(self._held)):
+            rows = self._held.popleft()
+            self._held_rows -= len(rows)
+            self._connections.release(rows.slots)
+            overdue = now_ns >= rows.deadline_ns or self._held_rows + len(rows) > HELD_RECORDS_LIMIT
+            waiting = self._connections.waiting(rows.slots) & (not overdue)
+            self._encode(rows.where(~waiting))
+            if waiting.any():
+                self._hold(rows.where(waiting))
+
+    def _encode(self, rows: _Held) -> None:
+        if self._logs is None or not len(rows):
+            return
+        items = self._packet_encoder.encode(
+            rows.records, rows.slots, self._connections.flows, rows.unix_offset_ns, rows.observed_ns
+        )
+        too_large = self._logs.add(items, self._clock(), block=self._paced)
+        self._ledger.dropped(too_large, "too_large")
+
+    def _span(self, ended: list[Connection]) -> None:
+        self.progress.spans += len(ended)
+        if self._traces is None:
+            return
+        for start in range(0, len(ended), SPANS_AT_ONCE):
+            items = self._encode_spans(ended[start : start + SPANS_AT_ONCE])
+            self._traces.add(items, self._clock(), block=self._paced)
+
+    def finish(self, now_ns: int, snapshot: NDArray[np.void] | None) -> None:
+        """The source has said all: end open connections, encode what is held, queue everything."""
+        self._span(self._connections.close(now_ns, snapshot))
+        self._release(now_ns + self._handshake_wait_ns + 1)
+        for output in (self._logs, self._traces):
+            if output:
+                output.flush()

@@ -24,6 +24,11 @@ def as_line(message: Message) -> bytes:
     return compact(as_dict(message)) + b"\n"
 
 
+def item(message: Message) -> bytes:
+    """A message as one of many in a list: with a comma behind it."""
+    return compact(as_dict(message)) + b","
+
+
 def compact(value: Any) -> bytes:
     """JSON without blanks, as UTF-8."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

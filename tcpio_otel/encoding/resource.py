@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics
@@ -43,7 +44,6 @@ def host_resource(
     return Resource(found, names.SCHEMA_URL)
 
 
-def serialised(resource: Resource) -> bytes:
-    """A Resource as protobuf."""
-    empty = MetricsData([ResourceMetrics(resource, [], names.SCHEMA_URL)])
-    return bytes(encode_metrics(empty).resource_metrics[0].resource.SerializeToString(deterministic=True))
+def message(resource: Resource) -> Any:
+    """A Resource as `opentelemetry.proto.resource.v1.Resource`."""
+    return encode_metrics(MetricsData([ResourceMetrics(resource, [], names.SCHEMA_URL)])).resource_metrics[0].resource

@@ -1,0 +1,356 @@
+"""The agent: privileges, then stages, then batches until it is stopped, then everything put away in order.
+
+What runs with privileges comes first, and imports neither NumPy nor gRPC: both start threads, and a thread keeps the
+capabilities that it was born with. So the imports of everything else stand in the functions that run afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import IO, TYPE_CHECKING, Any
+
+from tcpio_otel import privileges
+from tcpio_otel.capture.control import Filters
+from tcpio_otel.capture.probe import Probe, Vocabulary
+from tcpio_otel.clock import boot_ns
+from tcpio_otel.config import Config
+from tcpio_otel.errors import EnvironmentFault
+from tcpio_otel.ledger import Ledger
+
+if TYPE_CHECKING:
+    from tcpio_otel.batch import Batch
+    from tcpio_otel.outputs import Outputs
+    from tcpio_otel.pipeline import Pipeline, Source
+    from tcpio_otel.summary import Status
+
+logger = logging.getLogger(__name__)
+
+SCREEN_REFRESH_NS = 500_000_000
+LOG_REFRESH_NS = 10_000_000_000
+BUSIEST = 8
+
+
+class Stop:
+    """Whether the agent was asked to stop: by a signal, or because its time is over."""
+
+    def __init__(self, duration_s: float | None) -> None:
+        self._asked = False
+        self._deadline_ns = None if duration_s is None else boot_ns() + int(duration_s * 1e9)
+
+    def __call__(self) -> bool:
+        """Whether to stop now."""
+        return self._asked or (self._deadline_ns is not None and boot_ns() >= self._deadline_ns)
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[Stop]:
+        """Let SIGINT and SIGTERM ask for it; a second one ends the process at once."""
+
+        def ask(number: int, frame: object) -> None:
+            del frame
+            if self._asked:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            self._asked = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def opened(
+    config: Config, ledger: Ledger, prepare: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Source, Vocabulary]]:
+    """The source that the configuration names, ready to be read; all privileges are gone then.
+
+    Args:
+        config: what to capture.
+        ledger: told what the source sees.
+        prepare: what else needs privileges, done before they go.
+
+    Raises:
+        EnvironmentFault: the live source cannot run here.
+    """
+    filters = Filters(config.capture.ports, config.capture.cidrs)
+    with ExitStack() as stack:
+        prepare()
+        if (path := config.capture_file) is not None:
+            privileges.drop_all()
+            from tcpio_otel.capture.pcap import PcapSource
+
+            yield (
+                stack.enter_context(PcapSource(path, ledger, local=config.capture.local, filters=filters)),
+                Vocabulary({}, {}),
+            )
+            return
+        if missing := privileges.missing_to_load():
+            names = ", ".join(f"CAP_{capability.name}" for capability in missing)
+            raise EnvironmentFault(
+                f"live capture needs {names}: run as root (sudo), or replay a file with --source pcap:FILE"
+            )
+        probe = stack.enter_context(
+            Probe(filters=filters, memory_bytes=config.capture.ring_memory, cgroup=config.capture.cgroup)
+        )
+        privileges.drop_all()
+        for consequence in probe.missing.values():
+            logger.warning("on this kernel, %s", consequence)
+        from tcpio_otel.capture.live import LiveSource
+
+        yield (
+            stack.enter_context(LiveSource(probe, ledger, latency_s=float(config.capture.latency))),
+            probe.vocabulary,
+        )
+
+
+def batches(source: Source, stop: Stop) -> Iterator[Batch]:
+    """The batches of a source until it ends or `stop` says so."""
+    for batch in source:
+        yield batch
+        if stop():
+            return
+
+
+def run(config: Config, terminal: IO[str]) -> int:
+    """Export until stopped; returns the exit code.
+
+    Raises:
+        TcpioError: what stands in the way, before anything was exported; or a fault of the source, after all that
+            it had yielded was exported.
+    """
+    ledger, stop = Ledger(), Stop(config.duration)
+
+    with stop.on_signals(), opened(config, ledger, lambda: _make_directory(config)) as (source, vocabulary):
+        from tcpio_otel.outputs import Outputs
+
+        outputs = Outputs(config, vocabulary, ledger, boot_ns)
+        pipeline = _pipeline(config, ledger, vocabulary, outputs, source)
+        view = _View(config, terminal, ledger, pipeline, outputs, source)
+        fault: BaseException | None = None
+        try:
+            with view:
+                for batch in batches(source, stop):
+                    pipeline.process(batch, source.now_ns())
+                    view.refresh()
+        except EnvironmentFault:
+            raise
+        except Exception as error:
+            fault = error  # what came before it is still exported
+        snapshot = source.snapshot()
+        for batch in source.finish():
+            pipeline.process(batch, source.now_ns())
+        pipeline.finish(source.now_ns(), snapshot)
+        view.send_metrics()
+        outputs.close(float(config.export.flush_timeout))
+    view.last_word()
+    if fault:
+        raise fault
+    return 0
+
+
+def _make_directory(config: Config) -> None:
+    """Make the directory of the files while that is still allowed everywhere.
+
+    Raises:
+        EnvironmentFault: it cannot be made.
+    """
+    if directory := config.file_directory:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot make the directory {directory}: {error.strerror}") from None
+
+
+def _pipeline(config: Config, ledger: Ledger, vocabulary: Vocabulary, outputs: Outputs, source: Source) -> Pipeline:
+    from tcpio_otel.pipeline import Pipeline
+
+    return Pipeline(
+        ledger=ledger,
+        connections=_table(config, vocabulary),
+        packet_encoder=outputs.packet_encoder,
+        encode_spans=outputs.encode_spans,
+        logs=outputs.logs,
+        traces=outputs.traces,
+        clock=boot_ns,
+        handshake_wait_ns=int(config.connections.handshake_wait * 1e9),
+        paced=source.paced,
+    )
+
+
+def _table(config: Config, vocabulary: Vocabulary) -> Any:
+    from tcpio_otel.connections.table import ConnectionTable
+
+    return ConnectionTable(
+        limit=config.connections.limit,
+        linger_ns=int(config.connections.linger * 1e9),
+        handshake_timeout_ns=int(config.connections.handshake_timeout * 1e9),
+        kernel_totals=config.capture_file is None,
+        reset_reasons=vocabulary.reset_reasons,
+    )
+
+
+class _View:
+    """What a running agent shows of itself: a live view on a terminal, plain lines elsewhere, metrics to the receiver."""
+
+    def __init__(
+        self, config: Config, terminal: IO[str], ledger: Ledger, pipeline: Pipeline, outputs: Outputs, source: Source
+    ) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._config, self._ledger, self._pipeline = config, ledger, pipeline
+        self._outputs, self._source, self._terminal = outputs, source, terminal
+        self._started_ns = time.time_ns()
+        self._live = (
+            Live(console=Console(file=terminal), auto_refresh=False, transient=True) if terminal.isatty() else None
+        )
+        self._every_ns = SCREEN_REFRESH_NS if self._live else LOG_REFRESH_NS
+        self._before = self._status()
+        self._metrics_due_ns = boot_ns() + int(config.metrics.interval * 1e9)
+
+    def __enter__(self) -> None:
+        logger.info("recording to %s", self._outputs.destination)
+        if self._live:
+            self._live.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def _status(self) -> Status:
+        from tcpio_otel.encoding.endpoints import bracketed
+        from tcpio_otel.summary import Status, Talker
+
+        table, progress = self._pipeline.connections, self._pipeline.progress
+        talkers = [
+            Talker(
+                local=f"{bracketed(talker.local.address)}:{talker.local.port}",
+                peer=f"{bracketed(talker.peer.address)}:{talker.peer.port}",
+                process=f"{talker.process_name} {talker.pid}" if talker.pid else "",
+                packets=talker.packets,
+                payload_bytes=talker.payload_bytes,
+            )
+            for talker in (table.talkers(BUSIEST) if self._live else ())
+        ]
+        return Status(
+            boot_ns(), progress.packets, progress.payload_bytes, table.open_connections, progress.spans,
+            self._ledger.balance(), talkers,
+        )  # fmt: skip
+
+    def refresh(self) -> None:
+        """Show, and send metrics, when it is time to."""
+        now_ns = boot_ns()
+        if now_ns >= self._metrics_due_ns:
+            self._metrics_due_ns = now_ns + int(self._config.metrics.interval * 1e9)
+            self.send_metrics()
+        if now_ns - self._before.at_ns < self._every_ns:
+            return
+        from tcpio_otel.summary import log_line, screen
+
+        status = self._status()
+        if self._live:
+            self._live.update(screen(status, self._before, self._outputs.destination), refresh=True)
+        else:
+            logger.info("%s", log_line(status, self._before))
+        self._before = status
+
+    def send_metrics(self) -> None:
+        """Queue the agent's own metrics as of now."""
+        from tcpio_otel.encoding.metrics import Observation, metrics_request
+
+        observation = Observation(
+            self._started_ns, time.time_ns(), self._ledger.balance(), self._pipeline.connections.open_connections,
+            self._source.faults(), self._outputs.exports.counts(),
+        )  # fmt: skip
+        self._outputs.send_metrics(*metrics_request(observation, self._outputs.resource))
+
+    def last_word(self) -> None:
+        """The ledger, and what else is worth knowing at the end."""
+        from tcpio_otel.summary import ledger_line
+
+        faults = ", ".join(
+            f"{name.replace('_', ' ')} {count}" for name, count in self._source.faults().items() if count
+        )
+        print(ledger_line(self._ledger.balance()), file=self._terminal)
+        spans = self._outputs.exports.counts()
+        for signal_counts, name in ((spans[key], key.value) for key in spans):
+            failed = ", ".join(f"{reason} {count}" for reason, count in (signal_counts.failed or {}).items())
+            print(
+                f"{name}: exported {signal_counts.accepted}" + (f", failed: {failed}" if failed else ""),
+                file=self._terminal,
+            )
+        if faults:
+            print(f"also: {faults}", file=self._terminal)
+
+
+def watch(config: Config, *, json: bool, time_of_day: bool, process: bool, seq: bool) -> int:
+    """Print packets until stopped, or until nobody reads; returns the exit code."""
+    ledger, stop = Ledger(), Stop(config.duration)
+    with stop.on_signals(), opened(config, ledger) as (source, vocabulary):
+        from tcpio_otel.encoding.packet_json import JsonLines
+        from tcpio_otel.encoding.table import PacketTable
+        from tcpio_otel.summary import ledger_line
+
+        table = PacketTable(time=time_of_day, process=process, seq=seq)
+        encoder = JsonLines(vocabulary.drop_reasons) if json else table
+        connections = _table(config, vocabulary)
+        out = sys.stdout.buffer
+        try:
+            if not json:
+                out.write(table.header())
+                out.flush()
+            for batch in _and_the_rest(source, stop):
+                slots, _ = connections.update(batch, source.now_ns())
+                if len(slots):
+                    items = encoder.encode(
+                        batch.packets, slots, connections.flows, batch.unix_offset_ns, batch.observed_ns
+                    )
+                    out.write(items.buffer)
+                    out.flush()
+                    ledger.exported(len(slots))
+        except BrokenPipeError:
+            # The reader has gone, which is how `| head` ends: let the interpreter's own last flush find a good file.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+            return 0
+        logger.info("%s", ledger_line(ledger.balance()))
+    return 0
+
+
+def _and_the_rest(source: Source, stop: Stop) -> Iterator[Batch]:
+    yield from batches(source, stop)
+    yield from source.finish()
+
+
+def check(config: Config) -> int:
+    """Say what this host and the receivers allow; returns the exit code."""
+    from tcpio_otel.check import findings
+
+    good = True
+    for finding in findings(_receivers(config)):
+        print(finding)  # noqa: T201 - what the command is for
+        good &= finding.good or not finding.needed
+    return 0 if good else EnvironmentFault.exit_code
+
+
+def _receivers(config: Config) -> dict[str, Callable[[], str]]:
+    """For each receiver, a call that sends it an empty request and says what it answered."""
+
+    def reach(name: str) -> str:
+        from tcpio_otel.outputs import reach
+
+        return reach(config, name)
+
+    endpoints: dict[str, Callable[[], str]] = {}
+    for name in ("logs", "traces", "metrics"):
+        if settings := config.otlp(name):
+            endpoints.setdefault(f"{settings.endpoint} ({name})", lambda name=name: reach(name))  # type: ignore[misc]
+    return endpoints

@@ -1,0 +1,117 @@
+"""Arguments and exit codes; nothing else."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tcpio_otel import __version__
+from tcpio_otel.config import Config, effective, load, schema
+from tcpio_otel.errors import TcpioError
+
+_SOURCE_FLAGS = (
+    ("--source", "source", "live|pcap:FILE", "where packets come from (default: live)"),
+    ("--duration", "duration", "SECONDS", "stop by itself after this"),
+    ("--cgroup", "capture.cgroup", "DIR", "root of the cgroup v2 tree (default: found by itself)"),
+    ("--latency", "capture.latency", "TIME", "longest time a packet waits in the kernel (default: 100ms)"),
+)
+_LIST_FLAGS = (
+    ("--port", "capture.ports", "N|N-M", "only connections with this port at either end; may be repeated"),
+    ("--cidr", "capture.cidrs", "NET", "only connections with an address in this network; may be repeated"),
+    ("--local", "capture.local", "NET", "for captures: addresses that are this host's; may be repeated"),
+)
+_RUN_FLAGS = (
+    ("--otlp-endpoint", "export.endpoint", "URL", "OTLP receiver (default: none; write files)"),
+    ("--otlp-protocol", "export.protocol", "NAME", "grpc, http/protobuf or http/json (default: http/protobuf)"),
+    ("--otlp-file", "file.directory", "DIR", "write OTLP/JSON files there (default: ./tcpio-data)"),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors on one line."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="tcpio-otel", description="Every TCP packet of a host, as OpenTelemetry logs and spans.")
+    parser.add_argument("--version", action="version", version=f"tcpio-otel {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    run = commands.add_parser("run", help="export packets and connections until stopped")
+    watch = commands.add_parser("watch", help="print the tcpio table, live, in time order")
+    check = commands.add_parser("check", help="say what this host, kernel and collector allow")
+    config = commands.add_parser("config", help="validate the configuration and print it, or its schema")
+    for command in (run, watch, check, config):
+        command.add_argument("-c", "--config", type=Path, metavar="FILE", help="YAML configuration")
+    for command in (run, watch, check, config):
+        for flag, key, metavar, text in _SOURCE_FLAGS:
+            command.add_argument(flag, dest=key, metavar=metavar, help=text)
+        for flag, key, metavar, text in _LIST_FLAGS:
+            command.add_argument(flag, dest=key, metavar=metavar, help=text, action="append")
+    for command in (run, check, config):
+        for flag, key, metavar, text in _RUN_FLAGS:
+            command.add_argument(flag, dest=key, metavar=metavar, help=text)
+    watch.add_argument("--json", action="store_true", help="one JSON object a line")
+    watch.add_argument("--time", action="store_true", help="local time in front")
+    watch.add_argument("--process", action="store_true", help="pid and process name behind")
+    watch.add_argument("--seq", action="store_true", help="sequence number, acknowledgement and window behind")
+    config.add_argument("--schema", action="store_true", help="print the JSON Schema of the file")
+    config.add_argument("--secrets", action="store_true", help="print headers as they are")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, or that of `errors`."""
+    given = _parser().parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    flags = {name: value for name, value in vars(given).items() if "." in name or name in ("source", "duration")}
+    try:
+        config, warnings = load(given.config, os.environ, flags)
+        logging.getLogger().setLevel(config.log.level.upper())
+        for warning in warnings:
+            logging.getLogger(__name__).warning("%s", warning)
+        return _COMMANDS[given.command](config, given)
+    except TcpioError as error:
+        print(f"tcpio-otel: {error}", file=sys.stderr)  # noqa: T201 - the one line that a failure gets
+        return error.exit_code
+
+
+def _run(config: Config, given: argparse.Namespace) -> int:
+    del given
+    from tcpio_otel.agent import run
+
+    return run(config, sys.stderr)
+
+
+def _watch(config: Config, given: argparse.Namespace) -> int:
+    from tcpio_otel.agent import watch
+
+    return watch(config, json=given.json, time_of_day=given.time, process=given.process, seq=given.seq)
+
+
+def _check(config: Config, given: argparse.Namespace) -> int:
+    del given
+    from tcpio_otel.agent import check
+
+    return check(config)
+
+
+def _config(config: Config, given: argparse.Namespace) -> int:
+    if given.schema:
+        import json
+
+        print(json.dumps(schema(), indent=2))  # noqa: T201 - what the command is for
+    else:
+        print(effective(config, secrets=given.secrets), end="")  # noqa: T201
+    return 0
+
+
+_COMMANDS = {"run": _run, "watch": _watch, "check": _check, "config": _config}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

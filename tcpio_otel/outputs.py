@@ -1,0 +1,210 @@
+"""The configuration's wishes for export, as outputs: encoders, batchers and senders of the three signals."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.sdk.resources import Resource
+
+from tcpio_otel.capture.probe import Vocabulary
+from tcpio_otel.clock import Nanoseconds
+from tcpio_otel.config import Config, Export
+from tcpio_otel.connections.events import Connection
+from tcpio_otel.encoding import names, proto_json
+from tcpio_otel.encoding.metrics import ExportCounts
+from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
+from tcpio_otel.encoding.packet_json import PacketJsonEncoder
+from tcpio_otel.encoding.protobuf import ProtobufEnvelope
+from tcpio_otel.encoding.resource import host_resource, message
+from tcpio_otel.encoding.spans import SCOPE, SpanEncoder
+from tcpio_otel.errors import EnvironmentFault
+from tcpio_otel.export.batcher import Batcher
+from tcpio_otel.export.files import FileTransport
+from tcpio_otel.export.grpc import GrpcTransport
+from tcpio_otel.export.http import HttpTransport
+from tcpio_otel.export.retry import Backoff
+from tcpio_otel.export.sender import Outcome, Sender
+from tcpio_otel.export.settings import Protocol
+from tcpio_otel.export.transport import Accepted, Transport
+from tcpio_otel.ledger import Ledger
+from tcpio_otel.payload import Items, Request, Signal, Wrap
+from tcpio_otel.pipeline import Output, PacketEncoder
+
+logger = logging.getLogger(__name__)
+
+LINE_BYTES = 1_000_000
+"""Of an OTLP/JSON line: the Collector's file reader stops at 1 MiB."""
+
+_JSON_KEYS = {
+    Signal.LOGS: ("resourceLogs", "scopeLogs", "logRecords"),
+    Signal.TRACES: ("resourceSpans", "scopeSpans", "spans"),
+    Signal.METRICS: ("resourceMetrics", "scopeMetrics", "metrics"),
+}
+
+
+class Exports:
+    """Counts what became of the items of each signal, and tells the ledger of packets."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._accepted: Counter[Signal] = Counter()
+        self._submitted: Counter[Signal] = Counter()
+        self._failed: dict[Signal, Counter[str]] = {signal: Counter() for signal in Signal}
+
+    def submitted(self, request: Request) -> None:
+        """A request is on its way."""
+        self._submitted[request.signal] += request.items
+
+    def outcome(self, request: Request, outcome: Outcome) -> None:
+        """A request has come to its end; called from the thread of its signal."""
+        self._accepted[request.signal] += outcome.accepted
+        failed = self._failed[request.signal]
+        for count, reason in ((outcome.rejected, "rejected"), (outcome.dropped, outcome.reason)):
+            if count:
+                failed[reason] += count
+        if request.packets:
+            self._ledger.exported(outcome.accepted)
+            self._ledger.dropped(outcome.rejected, "rejected")
+            self._ledger.dropped(outcome.dropped, outcome.reason)
+
+    def counts(self) -> dict[Signal, ExportCounts]:
+        """The counts of all signals by now."""
+        return {
+            signal: ExportCounts(
+                accepted := self._accepted[signal],
+                dict(self._failed[signal]),
+                self._submitted[signal] - accepted - self._failed[signal].total(),
+            )
+            for signal in Signal
+        }
+
+
+class Outputs:
+    """What the configuration makes of the three signals.
+
+    Attributes:
+        packet_encoder: turns packet records into items of the logs signal.
+        encode_spans: turns ended connections into items of the traces signal.
+        logs, traces: outputs, None where the signal is off.
+        exports: the counts of all signals.
+        destination: where everything goes, for people.
+
+    Raises:
+        UsageError: an endpoint or a certificate will not do.
+        EnvironmentFault: the files cannot be written.
+    """
+
+    def __init__(self, config: Config, vocabulary: Vocabulary, ledger: Ledger, clock: Nanoseconds) -> None:
+        self._config, self._clock = config, clock
+        self._resource = host_resource(config.resource.service_name, config.resource.attributes)
+        self._directory = config.file_directory
+        self.exports = Exports(ledger)
+        self._senders: list[Sender] = []
+        as_json = self._json(Signal.LOGS)
+        self.packet_encoder: PacketEncoder = (
+            PacketJsonEncoder(vocabulary.drop_reasons) if as_json else PacketLogEncoder(vocabulary.drop_reasons)
+        )
+        span_item = proto_json.item if self._json(Signal.TRACES) else None
+        self.encode_spans: Callable[[list[Connection]], Items] = SpanEncoder(self._resource, span_item).encode
+        self.logs = self._output(Signal.LOGS)
+        self.traces = self._output(Signal.TRACES)
+        self._metrics = self._sender(Signal.METRICS)
+
+    @property
+    def resource(self) -> Resource:
+        """What everything is about."""
+        return self._resource
+
+    @property
+    def destination(self) -> str:
+        """Where everything goes, for people."""
+        if self._directory:
+            return f"{self._directory}/"
+        return ", ".join(dict.fromkeys(sender.destination for sender in self._senders)) or "nowhere"
+
+    def _json(self, signal: Signal) -> bool:
+        settings = self._config.otlp(signal.value)
+        return self._directory is not None or (settings is not None and settings.protocol is Protocol.HTTP_JSON)
+
+    def _transport(self, signal: Signal) -> Transport | None:
+        if getattr(self._config.signals, signal.value) is Export.NONE:
+            return None
+        if self._directory:
+            file = self._config.file
+            return FileTransport(signal, self._directory, rotate_bytes=file.rotate, keep=file.keep)
+        settings = self._config.otlp(signal.value)
+        if settings is None:
+            return None
+        return (GrpcTransport if settings.protocol is Protocol.GRPC else HttpTransport)(signal, settings)
+
+    def _sender(self, signal: Signal) -> Sender | None:
+        transport = self._transport(signal)
+        if transport is None:
+            return None
+        sender = Sender(
+            transport,
+            queue_bytes=self._config.export.queue_memory,
+            backoff=Backoff(give_up_s=float(self._config.export.retry_for)),
+            on_outcome=self.exports.outcome,
+            clock=self._clock,
+        )
+        self._senders.append(sender)
+        return sender
+
+    def _wrap(self, signal: Signal) -> Wrap:
+        if not self._json(signal):
+            return ProtobufEnvelope(message(self._resource).SerializeToString(deterministic=True)).wrap
+        resource, scope = proto_json.as_dict(message(self._resource)), {"name": SCOPE.name, "version": SCOPE.version}
+        return proto_json.JsonEnvelope(resource, scope, names.SCHEMA_URL, _JSON_KEYS[signal]).wrap
+
+    def _output(self, signal: Signal) -> Output | None:
+        sender = self._sender(signal)
+        if sender is None:
+            return None
+        batch = self._config.batch
+        batcher = Batcher(
+            signal,
+            self._wrap(signal),
+            max_bytes=min(batch.max_bytes, LINE_BYTES) if self._directory else batch.max_bytes,
+            max_items=batch.max_records,
+            max_age_ns=int(batch.max_age * 1e9),
+            packets=signal is Signal.LOGS,
+        )
+        return Output(batcher, sender, self.exports.submitted)
+
+    def send_metrics(self, metrics: ExportMetricsServiceRequest, points: int) -> None:
+        """Queue one request of the metrics signal, if that is on."""
+        if self._metrics is None:
+            return
+        line = self._json(Signal.METRICS)
+        body = proto_json.as_line(metrics) if line else metrics.SerializeToString()
+        request = Request(Signal.METRICS, body, points)
+        self.exports.submitted(request)
+        self._metrics.submit(request)
+
+    def close(self, timeout_s: float) -> None:
+        """Give every queue the same time to empty, then drop and count what is left."""
+        deadline_ns = self._clock() + int(timeout_s * 1e9)
+        for sender in self._senders:
+            sender.close(max(0.0, (deadline_ns - self._clock()) / 1e9))
+
+
+def reach(config: Config, name: str) -> str:
+    """Send an empty request of a signal to its receiver, and say what it answered.
+
+    Raises:
+        EnvironmentFault: it did not take it.
+    """
+    signal, settings = Signal(name), config.otlp(name)
+    if settings is None:
+        raise EnvironmentFault("no endpoint is set")
+    transport = (GrpcTransport if settings.protocol is Protocol.GRPC else HttpTransport)(signal, settings)
+    try:
+        body = b"{}" if settings.protocol is Protocol.HTTP_JSON else b""
+        reply = transport.send(Request(signal, body, 0))
+    finally:
+        transport.close()
+    if isinstance(reply, Accepted):
+        return "takes " + name
+    raise EnvironmentFault(f"{settings.endpoint}: {reply.cause}")
