@@ -199,7 +199,7 @@ def _table(config: Config, vocabulary: Vocabulary) -> Any:
 
 
 class _View:
-    """What a running agent shows of itself: a live view on a terminal, plain lines elsewhere, metrics to the receiver."""
+    """What a running agent shows of itself: a live view on a terminal, plain lines elsewhere, metrics to a receiver."""
 
     def __init__(
         self, config: Config, terminal: IO[str], ledger: Ledger, pipeline: Pipeline, outputs: Outputs, source: Source

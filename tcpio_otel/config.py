@@ -61,7 +61,7 @@ class LogLevel(StrEnum):
 def key(help_text: str, default: Any = dataclasses.MISSING, **limits: Any) -> Any:
     """A configuration key: what it does, its default, and `least`/`most` for numbers."""
     metadata = {"help": help_text, **limits}
-    if callable(default) and not isinstance(default, type):
+    if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
 

@@ -137,11 +137,13 @@ def assemble(buffer: Buffer, segments: list[Segment], rows: int) -> tuple[memory
         total += lengths
     ends = np.cumsum(total)
     at = ends - total
-    size = int(ends[-1]) if rows else 0
+    if not rows:
+        return memoryview(b""), ends
+    size = int(ends[-1])
     memory = buffer.room(size)
-    following = sum(int(lengths.min(initial=1 << 30)) for _, lengths in segments) if rows else 0
+    following = sum(int(lengths.min()) for _, lengths in segments)
     for pieces, lengths in segments:
-        shortest, widest = int(lengths.min(initial=0)), int(lengths.max(initial=0))
+        shortest, widest = int(lengths.min()), int(lengths.max())
         following -= shortest
         if widest and widest - shortest <= following:
             windows(memory, widest)[at] = narrow(pieces, widest)
@@ -153,7 +155,7 @@ def assemble(buffer: Buffer, segments: list[Segment], rows: int) -> tuple[memory
                     piece = narrow(pieces, length)
                     windows(memory, length)[at[chosen]] = piece if len(piece) == 1 else piece[chosen]
         at += lengths
-    return memoryview(memory)[:size], ends
+    return memory.data[:size], ends
 
 
 _FOUR_DIGITS = np.frombuffer(b"".join(b"%04d" % number for number in range(10_000)), "<u4")

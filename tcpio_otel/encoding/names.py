@@ -1,4 +1,4 @@
-"""Every name that leaves the agent: scope, events, attributes; those of the semantic conventions as they stand there."""
+"""Every name that leaves the agent: scope, events, attributes; the semantic conventions' as they stand there."""
 
 from tcpio_otel import __version__
 

@@ -165,7 +165,7 @@ class PacketLogEncoder:
             part = slice(start, start + CHUNK)
             size = self._encode_chunk(records[part], slots[part], flows, unix_offset_ns, observed_ns, size, ends[part])
         ends -= _TAIL_BYTES
-        return Items(memoryview(self._buffer.room(0))[_TAIL_BYTES:size], ends)
+        return Items(self._buffer.room(0).data[_TAIL_BYTES:size], ends)
 
     def _encode_chunk(
         self,
@@ -226,8 +226,8 @@ class PacketLogEncoder:
         at += size_lengths
         write(self._flags.rows(flag_rows, int(flag_lengths.max())), at)
         at += flag_lengths
-        for rows, width in _by_width(attribute_lengths):
-            write(store.rows(1, numbers[rows], width), at[rows])
+        for part, width in _by_width(attribute_lengths):
+            write(store.rows(1, numbers[part], width), at[part])
         at += attribute_lengths
         self._seq.fill(seq)
         self._ack.fill(ack)

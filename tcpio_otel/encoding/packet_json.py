@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import date, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
@@ -232,15 +232,14 @@ def _ids(ends: Ends) -> str:
 
 
 class JsonLines(_Encoder):
-    """Encodes packet records as flat JSON objects, one a line, with the attribute names of the log record and `time`."""
+    """Encodes packet records as flat JSON objects, one a line: `time`, and the log record's attributes by their names."""
 
     def __init__(self, drop_reasons: Mapping[int, str]) -> None:
         super().__init__()
         self._attributes = _Attributes(
             flat_attribute, drop_reasons, before_first=lambda _: "", text=lambda _: "", after=lambda _: "}\n"
         )
-        self._days = Table(lambda day: (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)).date().isoformat().encode(),
-                           16, 1 << 17)  # fmt: skip
+        self._days = Table(lambda day: (date(1970, 1, 1) + timedelta(days=day)).isoformat().encode(), 16, 1 << 17)
 
     def _segments(
         self,

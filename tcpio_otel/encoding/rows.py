@@ -103,8 +103,8 @@ class RowStore:
         made = [
             self._build(
                 Ends(
-                    local.tobytes(), peer.tobytes(), local_port, peer_port, socket_local.tobytes(), socket_peer.tobytes(),
-                    socket_local_port, socket_peer_port, direction, bool(marks & _TRANSLATED), identified,
+                    local.tobytes(), peer.tobytes(), local_port, peer_port, socket_local.tobytes(),
+                    socket_peer.tobytes(), socket_local_port, socket_peer_port, direction, bool(marks & _TRANSLATED), identified,
                     trace_id.tobytes(), span_id.tobytes(), pid, process_name.decode("utf-8", "replace"),
                 )
             )

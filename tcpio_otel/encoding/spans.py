@@ -65,7 +65,7 @@ def _context(trace_id: bytes, span_id: bytes) -> SpanContext:
 
 def span(connection: Connection, resource: Resource) -> ReadableSpan:
     """A connection as a span of the SDK, with ids and times of its own."""
-    events: BoundedList = BoundedList(None)
+    events: Any = BoundedList(None)
     events.extend([Event(note.name, dict(note.attributes), note.time_ns) for note in connection.milestones])
     events.dropped = connection.milestones_dropped
     failed = connection.error_type is not None
