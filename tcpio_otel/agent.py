@@ -151,7 +151,7 @@ def run(config: Config, terminal: IO[str]) -> int:
         pipeline.finish(source.now_ns(), snapshot)
         view.send_metrics()
         outputs.close(float(config.export.flush_timeout))
-    view.last_word()
+        view.last_word()
     if fault:
         raise fault
     return 0

@@ -121,7 +121,7 @@ shape alike). A row that lacks the piece has length 0."""
 
 def constant(text: bytes) -> Segment:
     """A piece that is the same in every row."""
-    return np.frombuffer(text, f"V{len(text)}"), np.array([len(text)])
+    return np.frombuffer(text or b"\0", f"V{max(1, len(text))}"), np.array([len(text)])
 
 
 def assemble(buffer: Buffer, segments: list[Segment], rows: int) -> tuple[memoryview, Offsets]:

@@ -181,9 +181,9 @@ class PacketLogEncoder:
         numbers = self._connections.numbers(records, slots, flows)
         if numbers is None:
             half = len(records) // 2
-            for part in (slice(half), slice(half, None)):
+            for side in (slice(half), slice(half, None)):
                 base = self._encode_chunk(
-                    records[part], slots[part], flows, unix_offset_ns, observed_ns, base, ends[part]
+                    records[side], slots[side], flows, unix_offset_ns, observed_ns, base, ends[side]
                 )
             return base
         store, n = self._connections, len(records)

@@ -232,7 +232,7 @@ def _ids(ends: Ends) -> str:
 
 
 class JsonLines(_Encoder):
-    """Encodes packet records as flat JSON objects, one a line: `time`, and the log record's attributes by their names."""
+    """Encodes packet records as flat JSON objects, one a line: `time`, and the log record's attributes by name."""
 
     def __init__(self, drop_reasons: Mapping[int, str]) -> None:
         super().__init__()

@@ -10,8 +10,9 @@ from tcpio_otel.batch import RECORD, Mark, pick
 from tcpio_otel.encoding.columns import Offsets, Rows, narrow
 
 _TRANSLATED = int(Mark.TRANSLATED)
-_TUPLE = ("local_address", "peer_address", "local_port", "peer_port")
-_HEADER_TUPLE = tuple(f"header_{name}" for name in _TUPLE)
+_ADDRESSES = ("header_local_address", "header_peer_address", "local_address", "peer_address")
+_PORTS = ("header_local_port", "header_peer_port", "local_port", "peer_port")
+_HEADER_TUPLE = (*_ADDRESSES[:2], *_PORTS[:2])
 _PACKED = np.dtype([(name, RECORD[name]) for name in _HEADER_TUPLE])
 
 
@@ -104,16 +105,19 @@ class RowStore:
             self._build(
                 Ends(
                     local.tobytes(), peer.tobytes(), local_port, peer_port, socket_local.tobytes(),
-                    socket_peer.tobytes(), socket_local_port, socket_peer_port, direction, bool(marks & _TRANSLATED), identified,
-                    trace_id.tobytes(), span_id.tobytes(), pid, process_name.decode("utf-8", "replace"),
+                    socket_peer.tobytes(), socket_local_port, socket_peer_port, direction, bool(marks & _TRANSLATED),
+                    identified, trace_id.tobytes(), span_id.tobytes(), pid, process_name.decode("utf-8", "replace"),
                 )
             )
             for (
-                local, peer, local_port, peer_port, socket_local, socket_peer, socket_local_port, socket_peer_port,
+                (local, peer, socket_local, socket_peer),
+                (local_port, peer_port, socket_local_port, socket_peer_port),
                 direction, marks, identified, trace_id, span_id, pid, process_name,
             ) in zip(
-                *(_list(chosen[name]) for name in (*_HEADER_TUPLE, *_TUPLE, "direction", "marks")),
-                *(_list(flow[name]) for name in ("identified", "trace_id", "span_id", "pid", "process_name")),
+                zip(*(list(chosen[name]) for name in _ADDRESSES), strict=True),
+                zip(*(chosen[name].tolist() for name in _PORTS), strict=True),
+                chosen["direction"].tolist(), chosen["marks"].tolist(), flow["identified"].tolist(),
+                list(flow["trace_id"]), list(flow["span_id"]), flow["pid"].tolist(), flow["process_name"].tolist(),
                 strict=True,
             )
         ]  # fmt: skip
@@ -136,11 +140,6 @@ class RowStore:
         """The first `width` bytes of a part of rows (dtype V<width>)."""
         rows: Rows = narrow(self._rows[part], width)[numbers]
         return rows
-
-
-def _list(values: NDArray[Any]) -> Any:
-    """Values as Python objects, bytes of a fixed width as they are (`tolist` turns them into `void`)."""
-    return list(values) if values.dtype.kind == "V" else values.tolist()
 
 
 def _headers(records: NDArray[np.void]) -> NDArray[np.void]:
