@@ -1,45 +1,29 @@
 """YAML, environment and flags to one frozen, typed configuration.
 
 What wins, from first to last: flags, `TCPIO_*` variables, the file, `OTEL_*` variables, defaults. Whatever is wrong is
-one line that says where (file and line, variable, or flag), what, and what would be right. No NumPy and no gRPC
-here: this is read before privileges are dropped.
+one line that says where (file, line and column; variable; or flag), what, and what would be right. No NumPy and no
+gRPC here: this is read before privileges are dropped.
 """
 
 import dataclasses
 import difflib
-import ipaddress
-import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
+from tcpio_otel.config_values import Bytes, Network, PortRange, Seconds, Source, Url, parse, parse_pairs, show
 from tcpio_otel.errors import UsageError
 from tcpio_otel.export.settings import Compression, OtlpSettings, Protocol
-from tcpio_otel.otel_environment import OtelValues, read_otel
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from tcpio_otel.otel_environment import SIGNALS, read_otel
 
 DEFAULT_DIRECTORY = Path("tcpio-data")
-
-
-class Seconds(float):
-    """A duration; in text with a unit: `250ms`, `5s`, `2m`, `1h`."""
-
-
-class Bytes(int):
-    """A size; in text with a unit: `64MiB`, `1MB`."""
-
-
-class PortRange(tuple[int, int]):
-    """Ports from the first to the last, both included; in text `443` or `8000-8999`."""
-
-    __slots__ = ()
 
 
 class Export(StrEnum):
@@ -58,8 +42,8 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-def key(help_text: str, default: Any = dataclasses.MISSING, **limits: Any) -> Any:
-    """A configuration key: what it does, its default, and `least`/`most` for numbers."""
+def key(help_text: str, default: Any, **limits: Any) -> Any:
+    """A configuration key: what it does, its default (or the class that makes it), `least` and `most` for numbers."""
     metadata = {"help": help_text, **limits}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
@@ -82,7 +66,9 @@ class Capture:
 class Connections:
     """How connections are followed."""
 
-    limit: int = key("connections followed at once; beyond it the longest silent are evicted", 131_072, least=16)
+    limit: int = key(
+        "connections followed at once; beyond it the longest silent are evicted", 131_072, least=16, most=1 << 24
+    )
     linger: Seconds = key(
         "how long the last segments of an ended connection may take", Seconds(2), least=0.01, most=600
     )
@@ -94,7 +80,7 @@ class Connections:
 class Receiver:
     """An OTLP receiver; of a signal, what is unset is taken from `export`."""
 
-    endpoint: str | None = key("URL; for HTTP, the signal's path is added to a general one", None)
+    endpoint: Url | None = key("URL; for HTTP, the signal's path is added to a general one", None)
     protocol: Protocol | None = key("grpc, http/protobuf or http/json; unset: http/protobuf", None)
     headers: Mapping[str, str] | None = key("sent with every request", None)
     timeout: Seconds | None = key("for one attempt; unset: 10s", None, least=0.01, most=600)
@@ -111,17 +97,21 @@ class ExportSettings(Receiver):
     logs: Receiver = key("for packet logs", Receiver)
     traces: Receiver = key("for connection spans", Receiver)
     metrics: Receiver = key("for the agent's own metrics", Receiver)
-    queue_memory: Bytes = key("requests that may wait, for each signal", Bytes(64 << 20), least=1 << 20)
-    retry_for: Seconds = key("how long a request is tried again", Seconds(300), least=0)
-    flush_timeout: Seconds = key("how long the queues may take to empty when the agent stops", Seconds(5), least=0)
+    queue_memory: Bytes = key("requests that may wait, for each signal", Bytes(64 << 20), least=1 << 20, most=1 << 36)
+    retry_for: Seconds = key("how long a request is tried again", Seconds(300), least=0, most=86_400)
+    flush_timeout: Seconds = key(
+        "how long the queues may take to empty when the agent stops", Seconds(5), least=0, most=3600
+    )
 
 
 @dataclass(frozen=True)
 class Batch:
     """How many records make a request."""
 
-    max_bytes: Bytes = key("of a request, uncompressed; gRPC servers refuse more than 4MiB", Bytes(3 << 20), least=8192)
-    max_records: int = key("of a request", 4096, least=1)
+    max_bytes: Bytes = key(
+        "of a request, uncompressed; gRPC servers refuse more than 4MiB", Bytes(3 << 20), least=8192, most=1 << 30
+    )
+    max_records: int = key("of a request", 4096, least=1, most=1 << 20)
     max_age: Seconds = key("longest time a record waits for others", Seconds(1), least=0.01, most=60)
 
 
@@ -130,8 +120,8 @@ class File:
     """OTLP/JSON files, instead of a receiver."""
 
     directory: Path | None = key("where; unset, and no endpoint either: ./tcpio-data", None)
-    rotate: Bytes = key("a file that reaches this is put aside", Bytes(64 << 20), least=1 << 20)
-    keep: int = key("files put aside that are kept, for each signal", 10, least=0)
+    rotate: Bytes = key("a file that reaches this is put aside", Bytes(64 << 20), least=1 << 20, most=1 << 40)
+    keep: int = key("files put aside that are kept, for each signal", 10, least=0, most=100_000)
 
 
 @dataclass(frozen=True)
@@ -155,7 +145,7 @@ class Signals:
 class Metrics:
     """The agent's own metrics."""
 
-    interval: Seconds = key("between two exports", Seconds(60), least=0.1)
+    interval: Seconds = key("between two exports", Seconds(60), least=0.1, most=86_400)
 
 
 @dataclass(frozen=True)
@@ -169,8 +159,8 @@ class Log:
 class Config:
     """Everything that can be set."""
 
-    source: str = key("live, or pcap:FILE", "live")
-    duration: Seconds | None = key("stop by itself after this; unset: run until stopped", None, least=0)
+    source: Source = key("live, or pcap:FILE", Source("live"))
+    duration: Seconds | None = key("stop by itself after this; unset: run until stopped", None, least=0, most=10**9)
     capture: Capture = key("what is recorded", Capture)
     connections: Connections = key("how connections are followed", Connections)
     export: ExportSettings = key("where it is sent", ExportSettings)
@@ -191,7 +181,7 @@ class Config:
         """Where OTLP/JSON files go: where `file.directory` says, or `./tcpio-data` when no receiver is named either."""
         if self.file.directory:
             return self.file.directory
-        return None if any(self.otlp(signal) for signal in ("logs", "traces", "metrics")) else DEFAULT_DIRECTORY
+        return None if any(self.otlp(signal) for signal in SIGNALS) else DEFAULT_DIRECTORY
 
     def otlp(self, signal: str) -> OtlpSettings | None:
         """Where a signal ("logs", "traces", "metrics") goes; None when no endpoint is set for it."""
@@ -207,8 +197,11 @@ class Config:
             return None
         protocol = chosen("protocol") or Protocol.HTTP_PROTOBUF
         http = protocol is not Protocol.GRPC
-        if http and own.endpoint is None:
-            endpoint = f"{endpoint.rstrip('/')}/v1/{signal}"
+        if http:
+            # https://opentelemetry.io/docs/specs/otel/protocol/exporter/#endpoint-urls-for-otlphttp
+            url = urlsplit(endpoint)
+            path = (url.path or "/") if own.endpoint else f"{url.path.rstrip('/')}/v1/{signal}"
+            endpoint = url._replace(path=path).geturl()
         return OtlpSettings(
             endpoint=endpoint,
             protocol=protocol,
@@ -222,266 +215,203 @@ class Config:
 
 
 class Leaf(typing.NamedTuple):
-    """A key at the end of its path: dotted path, type, whether it may be unset, the dataclass field."""
+    """A key at the end of its path.
+
+    Attributes:
+        path: dotted.
+        type: of the value; of one element for a list, None for a mapping from text to text.
+        many: whether it is a list.
+        optional: whether it may be unset.
+        field: of the dataclass.
+    """
 
     path: str
     type: Any
+    many: bool
     optional: bool
     field: dataclasses.Field[Any]
 
 
-def leaves(section: type = Config, prefix: str = "") -> Iterator[Leaf]:
-    """All keys, in their order."""
+def _leaves(section: type, prefix: str = "") -> Iterator[Leaf]:
     hints = typing.get_type_hints(section)
     for entry in dataclasses.fields(section):
         path, hint = prefix + entry.name, hints[entry.name]
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            yield from leaves(hint, path + ".")
+        if dataclasses.is_dataclass(hint):
+            yield from _leaves(hint, path + ".")  # type: ignore[arg-type] # a hint is no instance
             continue
         optional = types.NoneType in typing.get_args(hint)
-        plain = [part for part in typing.get_args(hint) if part is not types.NoneType]
-        yield Leaf(path, plain[0] if optional and len(plain) == 1 else hint, optional, entry)
+        if optional:
+            (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+        many = typing.get_origin(hint) is tuple
+        kind = typing.get_args(hint)[0] if many else None if typing.get_origin(hint) is Mapping else hint
+        yield Leaf(path, kind, many, optional, entry)
 
 
-LEAVES = {leaf.path: leaf for leaf in leaves()}
+LEAVES = {leaf.path: leaf for leaf in _leaves(Config)}
+"""All keys by their dotted paths, in their order."""
+
 VARIABLES = {"TCPIO_" + path.replace(".", "_").upper(): path for path in LEAVES}
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
-_SIZE = re.compile(r"(\d+)\s*(B|kB|KB|MB|GB|KiB|MiB|GiB)?")
-_UNITS_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_UNITS_BYTES = {
-    "B": 1,
-    "kB": 10**3,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KiB": 1 << 10,
-    "MiB": 1 << 20,
-    "GiB": 1 << 30,
-}
+"""The variables of all keys."""
 
 
-def _seconds(text: str) -> Seconds:
-    found = _DURATION.fullmatch(text.strip())
-    if not found:
-        raise ValueError("a duration such as 250ms, 5s or 2m")
-    return Seconds(float(found[1]) * _UNITS_S[found[2] or "s"])
-
-
-def _size(text: str) -> Bytes:
-    found = _SIZE.fullmatch(text.strip())
-    if not found:
-        raise ValueError("a size such as 64MiB or 1MB")
-    return Bytes(int(found[1]) * _UNITS_BYTES[found[2] or "B"])
-
-
-def _integer(text: str) -> int:
-    if not re.fullmatch(r"-?\d+", text.strip().replace("_", "")):
-        raise ValueError("a whole number")
-    return int(text.replace("_", ""))
-
-
-def _ports(text: str) -> PortRange:
-    first, _, last = text.partition("-")
-    try:
-        ports = (int(first), int(last or first))
-    except ValueError:
-        ports = (-1, -1)
-    if not 0 <= ports[0] <= ports[1] <= 65535:
-        raise ValueError("a port such as 443, or a range such as 8000-8999")
-    return PortRange(ports)
-
-
-def _network(text: str) -> Network:
-    try:
-        return ipaddress.ip_network(text.strip(), strict=False)
-    except ValueError:
-        raise ValueError("a network such as 192.0.2.0/24 or 2001:db8::/32") from None
-
-
-def _enum(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
-    def parse(text: str) -> StrEnum:
-        try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(f"one of {', '.join(kind)}") from None
-
-    return parse
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise ValueError("a path")
-    return Path(text)
-
-
-def _source(text: str) -> str:
-    if text != "live" and not (text.startswith("pcap:") and len(text) > len("pcap:")):
-        raise ValueError("live, or pcap:FILE")
-    return text
-
-
-_PARSERS: dict[Any, Callable[[str], Any]] = {
-    Seconds: _seconds, Bytes: _size, int: _integer, str: str, Path: _path, PortRange: _ports, Network: _network,
-}  # fmt: skip
-
-
-def _parser(leaf: Leaf) -> Callable[[str], Any]:
-    if leaf.path == "source":
-        return _source
-    if isinstance(leaf.type, type) and issubclass(leaf.type, StrEnum):
-        return _enum(leaf.type)
-    return _PARSERS[leaf.type]
-
-
-def _is_list(leaf: Leaf) -> bool:
-    return typing.get_origin(leaf.type) is tuple
-
-
-def _is_mapping(leaf: Leaf) -> bool:
-    return typing.get_origin(leaf.type) is Mapping or leaf.type is Mapping
-
-
-def parse(leaf: Leaf, value: Any, where: str) -> Any:
-    """A value of a key from text (or from lists and mappings of text).
+def _value(leaf: Leaf, given: Any, where: str) -> Any:
+    """The value of a key from text, or from a list or mapping of texts.
 
     Raises:
         UsageError: naming `where`, the key, and what would be right.
     """
+    # What a header holds may be a secret: it must not end in a log.
+    shown = "its value" if leaf.path.endswith("headers") else repr(given)
     try:
-        if _is_mapping(leaf):
-            pairs = value if isinstance(value, Mapping) else _pairs(value)
-            return types.MappingProxyType({str(name): str(entry) for name, entry in pairs.items()})
-        if _is_list(leaf):
-            parts = value if isinstance(value, list) else [part for part in str(value).split(",") if part.strip()]
-            element = leaf._replace(type=typing.get_args(leaf.type)[0])
-            return tuple(_parser(element)(str(part).strip()) for part in parts)
-        parsed = _single(leaf, value)
+        if leaf.type is None:
+            return types.MappingProxyType(given if isinstance(given, dict) else parse_pairs(_one(given)))
+        if leaf.many:
+            texts = given if isinstance(given, list) else filter(str.strip, _one(given).split(","))
+            return tuple(parse(leaf.type, text) for text in texts)
+        value = parse(leaf.type, _one(given))
     except ValueError as error:
-        raise UsageError(f"{where}: {leaf.path}: {value!r} is not {error}") from None
+        raise UsageError(f"{where}: {leaf.path}: {shown} is not {error}") from None
     least, most = (leaf.field.metadata.get(limit) for limit in ("least", "most"))
-    if (least is not None and parsed < least) or (most is not None and parsed > most):
-        wanted = " and ".join(
-            f"{word} {limit:g}" for word, limit in (("at least", least), ("at most", most)) if limit is not None
+    if (least is not None and value < least) or (most is not None and value > most):
+        bounds = " and ".join(
+            f"at {word} {show(type(value)(limit))}"
+            for word, limit in (("least", least), ("most", most))
+            if limit is not None
         )
-        raise UsageError(f"{where}: {leaf.path}: {value!r} is out of range: give {wanted}")
-    return parsed
+        raise UsageError(f"{where}: {leaf.path}: {shown} is out of range: give {bounds}")
+    return value
 
 
-def _single(leaf: Leaf, value: Any) -> Any:
-    if isinstance(value, list | Mapping):
-        raise ValueError("a single value")  # noqa: TRY004 - like every other wrong value
-    return _parser(leaf)(str(value))
+def _one(given: Any) -> str:
+    if not isinstance(given, str):
+        raise ValueError("a single value")  # noqa: TRY004 - reported like every other wrong value
+    return given
 
 
-def _pairs(text: str) -> dict[str, str]:
-    pairs = {}
-    for part in text.split(","):
-        name, separator, value = part.partition("=")
-        if part.strip() and not (separator and name.strip()):
-            raise ValueError("a list such as name=value,other=value")
-        if part.strip():
-            pairs[name.strip()] = value.strip()
-    return pairs
-
-
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     found = difflib.get_close_matches(name, list(known), 1, 0.5)
     return f"; did you mean {found[0]}?" if found else ""
 
 
 def _from_file(path: Path) -> Iterator[tuple[str, Any, str]]:
-    """The keys of a YAML file: dotted path, value, and where it stands."""
+    """The keys of a YAML file: dotted path, texts, and where they stand."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
+    except ValueError:  # UnicodeDecodeError, or a NUL in the path
         raise UsageError(f"the configuration {path} is not UTF-8 text") from None
     try:
         root = yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UsageError(f"{path}:{line}: not YAML: {error.problem}") from None
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise UsageError(f"{where}: not YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: nested too deeply to be a configuration") from None
     if root is not None:
         yield from _from_node(root, "", path)
 
 
 def _where(node: yaml.Node, path: Path) -> str:
-    return f"{path}:{node.start_mark.line + 1}"
+    return f"{path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+
+
+def _unset(node: yaml.Node) -> bool:
+    return node.tag == "tag:yaml.org,2002:null"
+
+
+def _entries(node: yaml.Node, prefix: str, path: Path) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    """The entries of a mapping: name, node of the name, node of the value; each name once."""
+    if not isinstance(node, yaml.MappingNode):
+        raise UsageError(f"{_where(node, path)}: {prefix.rstrip('.') or 'the file'} must hold keys and values")
+    seen: set[str] = set()
+    for name_node, value in node.value:
+        name = _text(name_node, "a key", path)
+        if name in seen:
+            raise UsageError(f"{_where(name_node, path)}: {prefix}{name} stands here a second time")
+        seen.add(name)
+        yield name, name_node, value
 
 
 def _from_node(node: yaml.Node, prefix: str, path: Path) -> Iterator[tuple[str, Any, str]]:
-    if not isinstance(node, yaml.MappingNode):
-        raise UsageError(f"{_where(node, path)}: {prefix.rstrip('.') or 'the file'} must hold keys and values")
-    siblings = {known.removeprefix(prefix).partition(".")[0] for known in LEAVES if known.startswith(prefix)}
-    seen: set[str] = set()
-    for name_node, value in node.value:
-        name, where = str(name_node.value), _where(name_node, path)
-        if name not in siblings:
-            hint = _nearest(name, siblings) or f"; known here: {', '.join(sorted(siblings))}"
-            raise UsageError(f"{where}: unknown key {prefix}{name}{hint}")
-        if name in seen:
-            raise UsageError(f"{where}: {prefix}{name} stands here a second time")
-        seen.add(name)
-        if isinstance(value, yaml.ScalarNode) and value.tag == "tag:yaml.org,2002:null":
-            continue  # an empty key is an unset one
+    known = {leaf.removeprefix(prefix).partition(".")[0]: None for leaf in LEAVES if leaf.startswith(prefix)}
+    for name, name_node, value in _entries(node, prefix, path):
+        if name not in known:
+            hint = _nearest(name, known) or f"; known here: {', '.join(known)}"
+            raise UsageError(f"{_where(name_node, path)}: unknown key {prefix}{name}{hint}")
+        if _unset(value):
+            continue
         if prefix + name in LEAVES:
-            yield prefix + name, _plain(value, prefix + name, path), _where(value, path)
+            yield prefix + name, _texts(value, prefix + name, path), _where(value, path)
         else:
             yield from _from_node(value, f"{prefix}{name}.", path)
 
 
-def _plain(node: yaml.Node, name: str, path: Path) -> Any:
+def _texts(node: yaml.Node, name: str, path: Path) -> Any:
     """A node as text, list of texts, or mapping of texts: types are ours to decide, not YAML's."""
-    if isinstance(node, yaml.ScalarNode):
-        return node.value
-    if isinstance(node, yaml.SequenceNode) and all(isinstance(part, yaml.ScalarNode) for part in node.value):
-        return [part.value for part in node.value]
-    if isinstance(node, yaml.MappingNode) and all(isinstance(part, yaml.ScalarNode) for _, part in node.value):
-        return {name_node.value: part.value for name_node, part in node.value}
-    raise UsageError(f"{_where(node, path)}: {name} must be a value, a list of values, or pairs of them")
+    if isinstance(node, yaml.SequenceNode):
+        return [_text(part, name, path) for part in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return {entry: _text(value, name, path) for entry, _, value in _entries(node, f"{name}.", path)}
+    return _text(node, name, path)
+
+
+def _text(node: yaml.Node, name: str, path: Path) -> str:
+    if not isinstance(node, yaml.ScalarNode) or _unset(node):
+        raise UsageError(f"{_where(node, path)}: {name} holds something that is neither text nor a number")
+    return str(node.value)
 
 
 def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> tuple[Config, list[str]]:
-    """The configuration, and warnings about variables that were ignored.
+    """The configuration, and warnings about `OTEL_*` variables that were ignored.
 
     Args:
         file: a YAML file, if there is one.
-        environment: of the process.
-        flags: dotted paths and texts from the command line.
+        environment: of the process. An empty variable is an unset one.
+        flags: dotted paths, with texts or lists of texts from the command line; None: not given.
 
     Raises:
         UsageError: with where, what, and what would be right.
     """
-    otel: OtelValues = read_otel(environment)
-    given: dict[str, tuple[Any, str]] = {path: (value, variable) for path, (value, variable) in otel.values.items()}
+    given: dict[str, tuple[Any, str]] = {}
     if file:
-        given.update({path: (value, where) for path, value, where in _from_file(file)})
+        given.update({path: (texts, where) for path, texts, where in _from_file(file)})
     for variable, text in environment.items():
         if variable.startswith("TCPIO_") and text:
             if variable not in VARIABLES:
                 raise UsageError(f"unknown variable {variable}{_nearest(variable, VARIABLES)}")
             given[VARIABLES[variable]] = (text, variable)
-    given.update({path: (value, "command line") for path, value in flags.items() if value is not None})
-    parsed = {path: parse(LEAVES[path], value, where) for path, (value, where) in given.items()}
-    config = _build(Config, "", parsed)
+    given.update({path: (texts, "command line") for path, texts in flags.items() if texts is not None})
+    values = {path: _value(LEAVES[path], texts, where) for path, (texts, where) in given.items()}
+    otel = read_otel(environment)
+    for path, (text, variable) in otel.values.items():
+        if path in values:
+            continue
+        try:
+            values[path] = _value(LEAVES[path], text, variable)
+        except UsageError as error:
+            # The specification has wrong numbers and names ignored; to send data elsewhere than asked is another thing.
+            if path.endswith("endpoint"):
+                raise
+            otel.warnings.append(f"{error}; ignored")
+    config = _build(Config, "", values)
     _check(config)
     return config, otel.warnings
 
 
-def _build(section: type[Any], prefix: str, parsed: Mapping[str, Any]) -> Any:
+def _build(section: type[Any], prefix: str, values: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(section)
-    values = {}
+    found = {}
     for entry in dataclasses.fields(section):
         path, hint = prefix + entry.name, hints[entry.name]
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            values[entry.name] = _build(hint, path + ".", parsed)
-        elif path in parsed:
-            values[entry.name] = parsed[path]
-    return section(**values)
+        if dataclasses.is_dataclass(hint):
+            found[entry.name] = _build(hint, path + ".", values)  # type: ignore[arg-type] # a hint is no instance
+        elif path in values:
+            found[entry.name] = values[path]
+    return section(**found)
 
 
 def _check(config: Config) -> None:
@@ -490,32 +420,14 @@ def _check(config: Config) -> None:
     Raises:
         UsageError: two keys contradict each other.
     """
-    receivers = (config.export, config.export.logs, config.export.traces, config.export.metrics)
-    if config.file.directory and any(receiver.endpoint for receiver in receivers):
+    receivers = [settings for signal in SIGNALS if (settings := config.otlp(signal))]
+    if config.file.directory and receivers:
         raise UsageError("file.directory and export.endpoint are both set: the ledger counts a packet once; choose one")
-    for receiver in receivers:
-        if bool(receiver.client_certificate) != bool(receiver.client_key):
-            raise UsageError("client_certificate and client_key go together: mTLS needs both")
-
-
-def _shown(value: Any) -> Any:
-    """A value as it is written in YAML."""
-    if isinstance(value, Seconds):
-        return f"{value * 1000:g}ms" if value < 1 else f"{value:g}s"
-    if isinstance(value, Bytes):
-        for unit in ("GiB", "MiB", "KiB"):
-            if value and value % _UNITS_BYTES[unit] == 0:
-                return f"{value // _UNITS_BYTES[unit]}{unit}"
-        return int(value)
-    if isinstance(value, PortRange):
-        return str(value[0]) if value[0] == value[1] else f"{value[0]}-{value[1]}"
-    if isinstance(value, StrEnum):
-        return value.value
-    if isinstance(value, tuple):
-        return [_shown(part) for part in value]
-    if isinstance(value, Mapping):
-        return dict(value)
-    return value if value is None or isinstance(value, int | str) else str(value)
+    for settings in receivers:
+        if bool(settings.client_certificate) != bool(settings.client_key):
+            raise UsageError(
+                f"for {settings.endpoint} one of client_certificate and client_key is missing: mTLS needs both"
+            )
 
 
 def effective(config: Config, *, secrets: bool = False) -> str:
@@ -530,35 +442,39 @@ def effective(config: Config, *, secrets: bool = False) -> str:
             elif entry.name == "headers" and value and not secrets:
                 shown[entry.name] = dict.fromkeys(value, "***")
             else:
-                shown[entry.name] = _shown(value)
+                shown[entry.name] = show(value)
         return shown
 
     return yaml.safe_dump(section(config), sort_keys=False, allow_unicode=True)
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of the YAML file."""
-
-    def of(leaf: Leaf) -> dict[str, Any]:
-        if _is_list(leaf):
-            return {"type": "array", "items": {"type": ["string", "integer"]}}
-        if _is_mapping(leaf):
-            return {"type": "object", "additionalProperties": {"type": "string"}}
-        if leaf.type is int:
-            return {"type": "integer"}
-        if isinstance(leaf.type, type) and issubclass(leaf.type, StrEnum):
-            return {"enum": list(leaf.type)}
-        return {"type": ["string", "number"] if leaf.type in (Seconds, Bytes) else "string"}
-
+    """JSON Schema (2020-12) of the YAML file; what it cannot say (CIDR blocks, durations in range) `load` says."""
+    scalar = {"type": ["string", "number", "boolean"]}  # `load` reads all of them as the text that they are
     root: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "tcpio-otel"}
-    for path, leaf in LEAVES.items():
-        node = root
-        *sections, name = path.split(".")
-        for part in sections:
-            node = node.setdefault("properties", {}).setdefault(part, {"type": "object", "additionalProperties": False})
-        entry = {**of(leaf), "description": leaf.field.metadata["help"]}
-        default = leaf.field.default
-        if default is not dataclasses.MISSING and default is not None:
-            entry["default"] = _shown(default)
-        node.setdefault("properties", {})[name] = entry
-    return {**root, "type": "object", "additionalProperties": False}
+    root |= {"type": "object", "additionalProperties": False, "properties": {}}
+    for leaf in LEAVES.values():
+        properties = root["properties"]
+        *sections, name = leaf.path.split(".")
+        for section in sections:
+            empty = {"type": ["object", "null"], "additionalProperties": False, "properties": {}}
+            properties = properties.setdefault(section, empty)["properties"]
+        if leaf.type is None:
+            shape: dict[str, Any] = {"type": ["object", "null"], "additionalProperties": scalar}
+        elif leaf.many:
+            shape = {"type": ["array", "null"], "items": scalar}
+        elif issubclass(leaf.type, StrEnum):
+            shape = {"enum": [*leaf.type, None]}
+        elif leaf.type is int:
+            shape = {"type": ["integer", "null"]}
+            shape |= {"minimum": leaf.field.metadata["least"], "maximum": leaf.field.metadata["most"]}
+        else:
+            shape = {**scalar, "type": [*scalar["type"], "null"]}
+        properties[name] = {**shape, "description": leaf.field.metadata["help"], "default": show(default(leaf))}
+    return root
+
+
+def default(leaf: Leaf) -> Any:
+    """The default of a key."""
+    factory = leaf.field.default_factory
+    return leaf.field.default if factory is dataclasses.MISSING else factory()
