@@ -330,6 +330,8 @@ def _entries(node: yaml.Node, prefix: str, path: Path) -> Iterator[tuple[str, ya
     seen: set[str] = set()
     for name_node, value in node.value:
         name = _text(name_node, "a key", path)
+        if not name.isprintable():
+            raise UsageError(f"{_where(name_node, path)}: the key {name!r} holds control characters")
         if name in seen:
             raise UsageError(f"{_where(name_node, path)}: {prefix}{name} stands here a second time")
         seen.add(name)

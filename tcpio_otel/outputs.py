@@ -17,7 +17,7 @@ from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
 from tcpio_otel.encoding.packet_json import PacketJsonEncoder
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
 from tcpio_otel.encoding.resource import host_resource, message
-from tcpio_otel.encoding.spans import SCOPE, SpanEncoder
+from tcpio_otel.encoding.spans import SCOPE, SpanEncoder, SpanJsonEncoder
 from tcpio_otel.errors import EnvironmentFault
 from tcpio_otel.export.batcher import Batcher
 from tcpio_otel.export.files import FileTransport
@@ -105,8 +105,8 @@ class Outputs:
         self.packet_encoder: PacketEncoder = (
             PacketJsonEncoder(vocabulary.drop_reasons) if as_json else PacketLogEncoder(vocabulary.drop_reasons)
         )
-        span_item = proto_json.item if self._json(Signal.TRACES) else None
-        self.encode_spans: Callable[[list[Connection]], Items] = SpanEncoder(self._resource, span_item).encode
+        span_encoder = SpanJsonEncoder if self._json(Signal.TRACES) else SpanEncoder
+        self.encode_spans: Callable[[list[Connection]], Items] = span_encoder(self._resource).encode
         self.logs = self._output(Signal.LOGS)
         self.traces = self._output(Signal.TRACES)
         self._metrics = self._sender(Signal.METRICS)

@@ -28,8 +28,9 @@ def keys_of(records: NDArray[Any]) -> Keys:
     return np.ascontiguousarray(words[:, first : first + WORDS].T)
 
 
-def _hashes(keys: Keys) -> Keys:
-    mixed: Keys = keys[0] * np.uint64(_MIXERS[0])
+def hashes_of(keys: Keys) -> NDArray[np.uint64]:
+    """A hash of each key (uint64, shape (n,))."""
+    mixed: NDArray[np.uint64] = keys[0] * np.uint64(_MIXERS[0])
     for word, mixer in zip(keys[1:], _MIXERS[1:], strict=True):
         mixed ^= word
         mixed *= np.uint64(mixer)
@@ -49,10 +50,10 @@ class Index:
         self._where = np.full(slots, _EMPTY, np.int64)  # the bucket of each slot
         self._used = 0  # buckets that are not empty, removed ones included
 
-    def find(self, keys: Keys) -> NDArray[np.int64]:
-        """The slot of each key (int64, shape (n,)), -1 where there is none."""
+    def find(self, keys: Keys, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The slot of each key (int64, shape (n,)), -1 where there is none; `hashes` are those of the keys."""
         mask = len(self._buckets) - 1
-        at = (_hashes(keys) >> np.uint64(20)).astype(np.int64) & mask
+        at = (hashes >> np.uint64(20)).astype(np.int64) & mask
         found: NDArray[np.int64] = self._buckets[at].astype(np.int64)
         wrong = np.zeros(len(at), np.uint64)
         slots = np.maximum(found, 0)
@@ -68,14 +69,14 @@ class Index:
             pending = pending[(candidates != _EMPTY) & (differs | (candidates == _REMOVED))]
         return found
 
-    def insert(self, key: tuple[int, ...], slot: int) -> None:
+    def insert(self, key: tuple[int, ...], hashed: int, slot: int) -> None:
         """Give a key that is not in the table its slot."""
         while slot >= self._keys.shape[1]:
             self._grow_slots()
         if 2 * (self._used + 1) > len(self._buckets):
             self._rebuild()
         self._keys[:, slot] = key
-        self._place(slot, int(_hashes(self._keys[:, slot : slot + 1])[0]))
+        self._place(slot, hashed)
 
     def remove(self, slot: int) -> None:
         """Forget the key of a slot; nothing happens when it has none."""
@@ -106,5 +107,5 @@ class Index:
             size *= 2
         self._buckets = np.full(size, _EMPTY, np.int32)
         self._used = 0
-        for slot, hashed in zip(live.tolist(), _hashes(self._keys[:, live]).tolist(), strict=True):
+        for slot, hashed in zip(live.tolist(), hashes_of(self._keys[:, live]).tolist(), strict=True):
             self._place(slot, hashed)

@@ -49,26 +49,33 @@ class Event(StrEnum):
     FIN_RECEIVED = "fin_received"
 
 
-_OPEN = (Phase.CLOSED, Phase.SYN_SENT, Phase.SYN_RECEIVED, Phase.ESTABLISHED)
+# Looking a member up on its class costs Python 3.11 as much as everything else here does to a segment.
+CLOSED, SYN_SENT, SYN_RECEIVED, ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, CLOSING, LAST_ACK, FINISHED, RESET = (
+    Phase
+)
+_RST_EVENT, _SYN_OUT, _SYN_IN, _OPENED, _FIN_ACKED, _PEER_FIN_ACKED, _FIN_OUT, _FIN_IN = Event
+_UNKNOWN, _CLIENT, _SERVER = Role.UNKNOWN, Role.CLIENT, Role.SERVER
+
+_OPEN = (CLOSED, SYN_SENT, SYN_RECEIVED, ESTABLISHED)
 TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
-    (Phase.CLOSED, Event.SYN_SENT): Phase.SYN_SENT,
-    (Phase.CLOSED, Event.SYN_RECEIVED): Phase.SYN_RECEIVED,
-    (Phase.SYN_SENT, Event.SYN_RECEIVED): Phase.SYN_RECEIVED,
-    (Phase.SYN_SENT, Event.ESTABLISHED): Phase.ESTABLISHED,
-    (Phase.SYN_RECEIVED, Event.ESTABLISHED): Phase.ESTABLISHED,
-    **{(phase, Event.FIN_SENT): Phase.FIN_WAIT_1 for phase in _OPEN},
-    **{(phase, Event.FIN_RECEIVED): Phase.CLOSE_WAIT for phase in _OPEN},
-    (Phase.FIN_WAIT_1, Event.FIN_ACKED): Phase.FIN_WAIT_2,
-    (Phase.FIN_WAIT_1, Event.FIN_RECEIVED): Phase.CLOSING,
-    (Phase.FIN_WAIT_2, Event.PEER_FIN_ACKED): Phase.FINISHED,
-    (Phase.CLOSE_WAIT, Event.FIN_SENT): Phase.LAST_ACK,
-    (Phase.LAST_ACK, Event.FIN_ACKED): Phase.FINISHED,
-    **{(phase, Event.RST): Phase.RESET for phase in Phase if phase not in (Phase.FINISHED, Phase.RESET)},
+    (CLOSED, _SYN_OUT): SYN_SENT,
+    (CLOSED, _SYN_IN): SYN_RECEIVED,
+    (SYN_SENT, _SYN_IN): SYN_RECEIVED,
+    (SYN_SENT, _OPENED): ESTABLISHED,
+    (SYN_RECEIVED, _OPENED): ESTABLISHED,
+    **{(phase, _FIN_OUT): FIN_WAIT_1 for phase in _OPEN},
+    **{(phase, _FIN_IN): CLOSE_WAIT for phase in _OPEN},
+    (FIN_WAIT_1, _FIN_ACKED): FIN_WAIT_2,
+    (FIN_WAIT_1, _FIN_IN): CLOSING,
+    (FIN_WAIT_2, _PEER_FIN_ACKED): FINISHED,
+    (CLOSE_WAIT, _FIN_OUT): LAST_ACK,
+    (LAST_ACK, _FIN_ACKED): FINISHED,
+    **{(phase, _RST_EVENT): RESET for phase in Phase if phase not in (FINISHED, RESET)},
 }
 """From a phase, by an event, to a phase; what is not here changes nothing. CLOSING ends when both FINs have been
 acknowledged, in either order, which `Life` sees to."""
 
-ENDED = frozenset({Phase.FINISHED, Phase.RESET})
+ENDED = frozenset({FINISHED, RESET})
 
 
 class Segment(NamedTuple):
@@ -118,8 +125,8 @@ class Life:
     )  # fmt: skip
 
     def __init__(self, started_ns: int) -> None:
-        self.phase = Phase.CLOSED
-        self.role = Role.UNKNOWN
+        self.phase = CLOSED
+        self.role = _UNKNOWN
         self.local_isn: int | None = None
         self.peer_isn: int | None = None
         self.started_ns = self.ended_ns = started_ns
@@ -138,12 +145,7 @@ class Life:
     @property
     def steady(self) -> bool:
         """Whether plain data can no longer change anything: open, payload seen both ways, no window shut."""
-        return (
-            self.phase is Phase.ESTABLISHED
-            and self.payload_sent
-            and self.payload_received
-            and not any(self.zero_window)
-        )
+        return self.phase is ESTABLISHED and self.payload_sent and self.payload_received and not any(self.zero_window)
 
     @property
     def ended(self) -> bool:
@@ -152,9 +154,9 @@ class Life:
 
     def inherit(self, *, opened_by_us: bool | None, local_isn: int | None, peer_isn: int | None) -> None:
         """Take over a connection whose start was not seen; None for what is not known."""
-        self.phase = Phase.ESTABLISHED
+        self.phase = ESTABLISHED
         if opened_by_us is not None:
-            self.role = Role.CLIENT if opened_by_us else Role.SERVER
+            self.role = _CLIENT if opened_by_us else _SERVER
         self.local_isn, self.peer_isn = local_isn, peer_isn
 
     def segment(self, segment: Segment) -> None:
@@ -179,7 +181,7 @@ class Life:
         if flags & _FIN:
             self._finish(segment)
         if self._fin_acked and self._peer_fin_acked:
-            self.phase = Phase.FINISHED
+            self.phase = FINISHED
         self.ended_ns = segment.time_ns
 
     def _move(self, event: Event) -> None:
@@ -195,9 +197,9 @@ class Life:
         self._note("tcp.rst", segment, last=True)
         if not self.ended:
             self.reset_by = "local" if segment.sent else "peer"
-            self.refused = self.phase is Phase.SYN_SENT and not segment.sent
+            self.refused = self.phase is SYN_SENT and not segment.sent
             self.ended_ns = segment.time_ns
-        self._move(Event.RST)
+        self._move(_RST_EVENT)
 
     def _synchronise(self, segment: Segment) -> None:
         answer = bool(segment.flags & _ACK)
@@ -206,20 +208,20 @@ class Life:
             repeated = self.local_isn == segment.seq
             if not repeated:
                 self.local_isn = segment.seq
-            if not answer and self.role is Role.UNKNOWN and self.phase is Phase.CLOSED:
-                self.role = Role.CLIENT
-            self._move(Event.SYN_SENT)
+            if not answer and self.role is _UNKNOWN and self.phase is CLOSED:
+                self.role = _CLIENT
+            self._move(_SYN_OUT)
         else:
             repeated = self.peer_isn == segment.seq
             self.peer_isn = segment.seq
             if answer:
                 self.answered = True
-            elif self.phase is Phase.SYN_SENT:
-                self.role = Role.UNKNOWN  # simultaneous open: both ends are clients
-                self._move(Event.SYN_RECEIVED)
-            elif self.phase is Phase.CLOSED:
-                self.role = Role.SERVER
-                self._move(Event.SYN_RECEIVED)
+            elif self.phase is SYN_SENT:
+                self.role = _UNKNOWN  # simultaneous open: both ends are clients
+                self._move(_SYN_IN)
+            elif self.phase is CLOSED:
+                self.role = _SERVER
+                self._move(_SYN_IN)
         if repeated and segment.sent and answer:
             self._note("tcp.retransmit", segment)
         elif not repeated:
@@ -227,22 +229,22 @@ class Life:
 
     def _complete_handshake(self, segment: Segment) -> None:
         """The client's handshake ends with the ACK that it sends, the server's with the one that it receives."""
-        waiting = (self.phase is Phase.SYN_SENT and segment.sent and self.peer_isn is not None) or (
-            self.phase is Phase.SYN_RECEIVED and not segment.sent and self.local_isn is not None
+        waiting = (self.phase is SYN_SENT and segment.sent and self.peer_isn is not None) or (
+            self.phase is SYN_RECEIVED and not segment.sent and self.local_isn is not None
         )
         if waiting:
             self.established_ns = segment.time_ns
             self._note("tcp.established", segment)
-            self._move(Event.ESTABLISHED)
+            self._move(_OPENED)
 
     def _acknowledge(self, segment: Segment) -> None:
         if segment.sent:
             if self.peer_fin_end is not None and _reached(segment.ack, self.peer_fin_end):
                 self._peer_fin_acked = True
-                self._move(Event.PEER_FIN_ACKED)
+                self._move(_PEER_FIN_ACKED)
         elif self._fin_end is not None and _reached(segment.ack, self._fin_end):
             self._fin_acked = True
-            self._move(Event.FIN_ACKED)
+            self._move(_FIN_ACKED)
 
     def _carry(self, segment: Segment) -> None:
         if segment.sent:
@@ -269,7 +271,7 @@ class Life:
             return
         self.fin_first = self.fin_first or ("local" if segment.sent else "peer")
         self._note("tcp.fin", segment, last=True)
-        self._move(Event.FIN_SENT if segment.sent else Event.FIN_RECEIVED)
+        self._move(_FIN_OUT if segment.sent else _FIN_IN)
 
     @property
     def fin_sent(self) -> bool:

@@ -23,7 +23,7 @@ from tcpio_otel.connections.identity import (
     identity,
     initial_sequence,
 )
-from tcpio_otel.connections.index import Index, Keys, keys_of
+from tcpio_otel.connections.index import Index, Keys, hashes_of, keys_of
 from tcpio_otel.connections.lifecycle import Life, Phase, Segment
 
 Records = NDArray[np.void]
@@ -34,6 +34,7 @@ _FLAGS_OF_INTEREST = int(Flag.SYN | Flag.FIN | Flag.RST)
 _SYN, _ACK, _RST = int(Flag.SYN), int(Flag.ACK), int(Flag.RST)
 _NO_SOCKET, _LISTENER, _RETRANSMIT = int(Mark.NO_SOCKET), int(Mark.LISTENER), int(Mark.RETRANSMIT)
 _UNMEASURED_RTT = (1 << 32) - 1
+_TRANSMIT, _RESET_KIND, _CLOSE = int(Direction.TRANSMIT), int(Kind.RESET), int(State.CLOSE)
 _HANDSHAKE = (Phase.CLOSED, Phase.SYN_SENT, Phase.SYN_RECEIVED)
 
 ORPHAN_FIN_WAIT_NS = 60_000_000_000
@@ -85,12 +86,40 @@ class _Row(NamedTuple):
 _ROW_FIELDS = list(_Row._fields)
 
 
+class _Fact(NamedTuple):
+    """The fields of a record of kind SOCKET or RESET, by their names."""
+
+    time_ns: int
+    kind: int
+    bytes_acked: int
+    bytes_received: int
+    bytes_sent: int
+    bytes_retransmitted: int
+    snd_una: int
+    snd_nxt: int
+    write_seq: int
+    rcv_nxt: int
+    segments_in: int
+    segments_out: int
+    retransmits: int
+    rtt_smoothed_us: int
+    rtt_min_us: int
+    old_state: int
+    new_state: int
+    error: int
+    reason: int
+
+
+def _facts(records: Records) -> list[_Fact]:
+    return [_Fact(*fields) for fields in zip(*(records[name].tolist() for name in _Fact._fields), strict=True)]
+
+
 class _Entry:
     """What a slot holds besides its columns. `life` is None for segments that belong to no connection."""
 
     __slots__ = (
-        "closed", "deadline_ns", "errno_name", "identity", "life", "local", "netns", "offset_ns", "packets_after",
-        "peer", "reported", "reset_reason", "scheduled_ns", "start", "totals",
+        "attentive", "closed", "deadline_ns", "errno_name", "identity", "life", "local", "netns", "offset_ns",
+        "packets_after", "peer", "reported", "reset_reason", "scheduled_ns", "start", "totals",
     )  # fmt: skip
 
     def __init__(self, local: Endpoint, peer: Endpoint, netns: int, life: Life | None, offset_ns: int) -> None:
@@ -103,6 +132,7 @@ class _Entry:
         self.errno_name: str | None = None
         self.reset_reason: str | None = None
         self.reported = life is None
+        self.attentive = life is not None
         self.deadline_ns = self.scheduled_ns = 0
 
 
@@ -219,8 +249,9 @@ class ConnectionTable:
         slots = np.empty(0, np.int64)
         if len(records):
             keys = keys_of(records)
-            slots = self._index.find(keys)
-            self._admit(batch, records, keys, slots)
+            hashes = hashes_of(keys)
+            slots = self._index.find(keys, hashes)
+            self._admit(batch, records, keys, hashes, slots)
             self._walk(batch, records, keys, slots)
             slots = slots[batch.is_packet]
             self._count(batch.packets, slots)
@@ -236,21 +267,26 @@ class ConnectionTable:
         """
         if snapshot is not None and len(snapshot):
             snapshot = np.ascontiguousarray(snapshot)
-            for slot, record in zip(self._index.find(keys_of(snapshot)).tolist(), snapshot, strict=True):
+            for slot, fact in zip(self._find(snapshot), _facts(snapshot), strict=True):
                 entry = self._entries[slot] if slot >= 0 else None
                 if entry and entry.life and not entry.closed:
-                    self._take_totals(entry, record)
+                    self._take_totals(entry, fact)
         for slot, entry in enumerate(self._entries):
             if entry and not entry.reported:
                 ended = entry.life is not None and (entry.life.ended or entry.closed)
                 self._report(slot, entry, End.OBSERVED if ended else End.AGENT_SHUTDOWN, now_ns)
         return self._take_ended()
 
+    def _find(self, records: Records) -> list[int]:
+        keys = keys_of(records)
+        slots: list[int] = self._index.find(keys, hashes_of(keys)).tolist()
+        return slots
+
     def _take_ended(self) -> list[Connection]:
         ended, self._ended = self._ended, []
         return ended
 
-    def _admit(self, batch: Batch, records: Records, keys: Keys, slots: Slots) -> None:
+    def _admit(self, batch: Batch, records: Records, keys: Keys, hashes: NDArray[np.uint64], slots: Slots) -> None:
         """Give a slot to every key that has none."""
         unknown = np.nonzero(slots < 0)[0]
         if not len(unknown):
@@ -259,13 +295,13 @@ class ConnectionTable:
         for row, *key in zip(unknown.tolist(), *keys[:, unknown].tolist(), strict=True):
             slot = born.get(tuple(key))
             if slot is None:
-                slot = self._birth(batch, records[row], tuple(key))
+                slot = self._birth(batch, records[row], tuple(key), int(hashes[row]))
                 if slot is None:
                     continue
                 born[tuple(key)] = slot
             slots[row] = slot
 
-    def _birth(self, batch: Batch, record: Any, key: tuple[int, ...]) -> int | None:
+    def _birth(self, batch: Batch, record: Any, key: tuple[int, ...], hashed: int) -> int | None:
         """A slot for the first record of a key; None when the record tells of no connection at all."""
         kind, flags, marks = int(record["kind"]), int(record["flags"]), int(record["marks"])
         if kind == Kind.RESET or (kind == Kind.SOCKET and record["new_state"] == State.CLOSE):
@@ -286,9 +322,11 @@ class ConnectionTable:
             start = Start.INHERITED
         if life and start is Start.INHERITED:
             life.inherit(opened_by_us=None, local_isn=None, peer_isn=None)
-        return self._open_slot(record, key, life, start, batch.unix_offset_ns)
+        return self._open_slot(record, key, hashed, life, start, batch.unix_offset_ns)
 
-    def _open_slot(self, record: Any, key: tuple[int, ...], life: Life | None, start: Start, offset_ns: int) -> int:
+    def _open_slot(
+        self, record: Any, key: tuple[int, ...], hashed: int, life: Life | None, start: Start, offset_ns: int
+    ) -> int:
         entry = _Entry(
             Endpoint(record["local_address"].tobytes(), int(record["local_port"])),
             Endpoint(record["peer_address"].tobytes(), int(record["peer_port"])),
@@ -299,7 +337,7 @@ class ConnectionTable:
         entry.start = start
         slot = self._allocate(int(record["time_ns"]))
         self._entries[slot] = entry
-        self._index.insert(key, slot)
+        self._index.insert(key, hashed, slot)
         self.flows[slot] = np.zeros((), FLOW)
         self.flows["pid"][slot], self.flows["process_name"][slot] = record["pid"], record["process_name"]
         self._renew(slot)
@@ -348,16 +386,18 @@ class ConnectionTable:
         self._learn_processes(records, slots, known)
         rows = np.nonzero(interesting & known)[0]
         columns = pick(records, rows)
+        facts = iter(_facts(pick(columns, ~packets[rows])))
         walked = zip(
             rows.tolist(), packets[rows].tolist(), *(columns[field].tolist() for field in _ROW_FIELDS), strict=True
         )
         for row, is_packet, *fields in walked:
             slot = int(slots[row])
             entry = self._entries[slot]
+            fact = None if is_packet else next(facts)
             if entry is None:
                 continue
-            if not is_packet:
-                self._fact(slot, entry, records[row])
+            if fact:
+                self._fact(slot, entry, fact)
                 continue
             if entry.life is None:
                 self._revive(batch, records, keys, slots, row)
@@ -384,7 +424,7 @@ class ConnectionTable:
         life = entry.life
         if life is None or row.flags & (_SYN | _ACK | _RST) != _SYN or row.marks & _NO_SOCKET:
             return False
-        sent = row.direction == Direction.TRANSMIT
+        sent = row.direction == _TRANSMIT
         known = life.local_isn if sent else life.peer_isn
         if known is None:
             return life.phase not in _HANDSHAKE
@@ -398,7 +438,7 @@ class ConnectionTable:
             self._report(old, entry, End.OBSERVED, int(records["time_ns"][row]))
         self._leave(old)
         key = tuple(keys[:, row].tolist())
-        new = self._birth(batch, records[row], key)
+        new = self._birth(batch, records[row], key, int(hashes_of(keys[:, row : row + 1])[0]))
         if new is None:
             return old
         later = slots[row:]
@@ -424,7 +464,7 @@ class ConnectionTable:
         segments = max(1, row.gso_segments)
         if entry.totals is not None and entry.closed:
             entry.packets_after[row.direction] += segments
-        sent = row.direction == Direction.TRANSMIT
+        sent = row.direction == _TRANSMIT
         if row.marks & _LISTENER and row.flags & (_SYN | _ACK) == _SYN and not sent:
             self._embryonic[entry.netns, row.seq] = slot
         life.segment(
@@ -440,7 +480,8 @@ class ConnectionTable:
         both_known = life.local_isn is not None and life.peer_isn is not None
         if entry.identity is None and (both_known or life.ended):
             self._identify(slot, entry)
-        self._attentive[slot] = not life.steady
+        if entry.attentive == life.steady:
+            entry.attentive = self._attentive[slot] = not life.steady
         if entry.reported:
             self._schedule(slot, entry, life.ended_ns + self._linger_ns)
         elif life.ended or entry.closed:
@@ -459,60 +500,61 @@ class ConnectionTable:
             return True  # nothing crosses the wire when a connection fails by timeout
         return life.ended and (entry.closed or not self._kernel_totals)
 
-    def _fact(self, slot: int, entry: _Entry, record: Any) -> None:
+    def _fact(self, slot: int, entry: _Entry, fact: _Fact) -> None:
         """A record of kind SOCKET or RESET."""
         life = entry.life
         if life is None:
             return
-        if record["kind"] == Kind.RESET:
-            reason = int(record["reason"])
+        if fact.kind == _RESET_KIND:
+            reason = fact.reason
             entry.reset_reason = self._reset_reasons.get(reason, str(reason))
             return
         if entry.closed:
             return
-        if record["new_state"] == State.CLOSE:
-            error = int(record["error"])
+        if fact.new_state == _CLOSE:
+            error = fact.error
             entry.errno_name = errno.errorcode.get(error, str(error)) if error else None
             entry.closed = True
-            life.ended_ns = max(life.ended_ns, int(record["time_ns"]))
-        self._take_totals(entry, record)
+            life.ended_ns = max(life.ended_ns, fact.time_ns)
+        self._take_totals(entry, fact)
         if entry.identity is None:
-            self._inherit(entry, record)
+            self._inherit(entry, fact)
         self._settle(slot, entry)
 
-    def _inherit(self, entry: _Entry, record: Any) -> None:
+    def _inherit(self, entry: _Entry, fact: _Fact) -> None:
         """Learn from a socket's counters how a connection began that nobody saw begin."""
         life = entry.life
         if life is None or life.phase in _HANDSHAKE:
             return
         began = initial_sequence(
-            state=int(record["old_state"]),
-            **{
-                name: int(record[name])
-                for name in (
-                    "snd_una", "snd_nxt", "write_seq", "rcv_nxt", "bytes_acked", "bytes_received", "bytes_sent",
-                    "bytes_retransmitted",
-                )
-            },
+            state=fact.old_state,
+            snd_una=fact.snd_una,
+            snd_nxt=fact.snd_nxt,
+            write_seq=fact.write_seq,
+            rcv_nxt=fact.rcv_nxt,
+            bytes_acked=fact.bytes_acked,
+            bytes_received=fact.bytes_received,
+            bytes_sent=fact.bytes_sent,
+            bytes_retransmitted=fact.bytes_retransmitted,
         )  # fmt: skip
         if began:
             if life.role is Role.UNKNOWN:
                 life.role = Role.CLIENT if began.opened_by_us else Role.SERVER
             life.local_isn, life.peer_isn = began.local, began.peer
 
-    def _take_totals(self, entry: _Entry, record: Any) -> None:
+    def _take_totals(self, entry: _Entry, fact: _Fact) -> None:
         life = entry.life
-        smoothed, least = int(record["rtt_smoothed_us"]), int(record["rtt_min_us"])
-        fin = record["old_state"] in FIN_RECEIVED_STATES or (
-            life is not None and life.peer_fin_end is not None and life.peer_fin_end == int(record["rcv_nxt"])
+        smoothed, least = fact.rtt_smoothed_us, fact.rtt_min_us
+        fin = fact.old_state in FIN_RECEIVED_STATES or (
+            life is not None and life.peer_fin_end is not None and life.peer_fin_end == fact.rcv_nxt
         )
-        received = int(record["bytes_received"])
+        received = fact.bytes_received
         entry.totals = _Totals(
-            bytes_sent=int(record["bytes_sent"]) - int(record["bytes_retransmitted"]),
+            bytes_sent=fact.bytes_sent - fact.bytes_retransmitted,
             bytes_received=received - 1 if fin and received else received,
-            packets_sent=int(record["segments_out"]),
-            packets_received=int(record["segments_in"]),
-            retransmits=int(record["retransmits"]),
+            packets_sent=fact.segments_out,
+            packets_received=fact.segments_in,
+            retransmits=fact.retransmits,
             rtt_smoothed_s=smoothed / 1e6 if smoothed else None,
             rtt_min_s=least / 1e6 if least != _UNMEASURED_RTT and smoothed else None,
         )

@@ -1,4 +1,4 @@
-"""Protobuf messages of OTLP to OTLP/JSON, for what is rare enough to go the slow way: spans and metrics.
+"""Protobuf messages of OTLP to OTLP/JSON, for what is rare enough to go the slow way.
 
 OTLP/JSON is protobuf's JSON mapping with two changes: ids are hex instead of base64, enums are integers
 (https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding).
@@ -22,11 +22,6 @@ def as_dict(message: Message) -> Any:
 def as_line(message: Message) -> bytes:
     """A message on one line, newline included."""
     return compact(as_dict(message)) + b"\n"
-
-
-def item(message: Message) -> bytes:
-    """A message as one of many in a list: with a comma behind it."""
-    return compact(as_dict(message)) + b","
 
 
 def compact(value: Any) -> bytes:
