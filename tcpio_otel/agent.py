@@ -107,7 +107,11 @@ def opened(
         from tcpio_otel.capture.live import LiveSource
 
         yield (
-            stack.enter_context(LiveSource(probe, ledger, latency_s=float(config.capture.latency))),
+            stack.enter_context(
+                LiveSource(
+                    probe, ledger, latency_s=float(config.capture.latency), queue_bytes=config.capture.queue_memory
+                )
+            ),
             probe.vocabulary,
         )
 

@@ -56,9 +56,17 @@ class Capture:
 
     ports: tuple[PortRange, ...] = key("record connections with one of these ports at either end; empty: all", ())
     cidrs: tuple[Network, ...] = key("record connections with an address in one of these at either end; empty: all", ())
-    local: tuple[Network, ...] = key("for captures: addresses that are this host's", ())
+    local: tuple[Network, ...] = key(
+        "for capture files: networks that are this host's; empty: told by direction or by who sent the SYN", ()
+    )
     cgroup: Path | None = key("root of the cgroup v2 tree; unset: found by itself", None)
-    ring_memory: Bytes = key("memory of all ring buffers together", Bytes(32 << 20), least=1 << 16, most=1 << 34)
+    ring_memory: Bytes = key("memory of all ring buffers together", Bytes(16 << 20), least=1 << 16, most=1 << 34)
+    queue_memory: Bytes = key(
+        "memory for records that came in a burst and wait to be processed",
+        Bytes(256 << 20),
+        least=1 << 20,
+        most=1 << 36,
+    )
     latency: Seconds = key("longest time a record waits in a ring", Seconds(0.1), least=0.001, most=10)
 
 
@@ -80,14 +88,14 @@ class Connections:
 class Receiver:
     """An OTLP receiver; of a signal, what is unset is taken from `export`."""
 
-    endpoint: Url | None = key("URL; for HTTP, the signal's path is added to a general one", None)
+    endpoint: Url | None = key("URL of an OTLP receiver; to one for all signals HTTP adds the signal's path", None)
     protocol: Protocol | None = key("grpc, http/protobuf or http/json; unset: http/protobuf", None)
-    headers: Mapping[str, str] | None = key("sent with every request", None)
-    timeout: Seconds | None = key("for one attempt; unset: 10s", None, least=0.01, most=600)
+    headers: Mapping[str, str] | None = key("headers of every request, such as authorization", None)
+    timeout: Seconds | None = key("time for one attempt; unset: 10s", None, least=0.01, most=600)
     compression: Compression | None = key("gzip or none; unset: gzip for HTTP, none for gRPC", None)
     certificate: Path | None = key("CA certificate, PEM; unset: the system's", None)
-    client_certificate: Path | None = key("for mTLS, PEM", None)
-    client_key: Path | None = key("for mTLS, PEM", None)
+    client_certificate: Path | None = key("our certificate for mTLS, PEM", None)
+    client_key: Path | None = key("our key for mTLS, PEM", None)
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,9 @@ class ExportSettings(Receiver):
     logs: Receiver = key("for packet logs", Receiver)
     traces: Receiver = key("for connection spans", Receiver)
     metrics: Receiver = key("for the agent's own metrics", Receiver)
-    queue_memory: Bytes = key("requests that may wait, for each signal", Bytes(64 << 20), least=1 << 20, most=1 << 36)
+    queue_memory: Bytes = key(
+        "memory for requests that wait, for each signal", Bytes(64 << 20), least=1 << 20, most=1 << 36
+    )
     retry_for: Seconds = key("how long a request is tried again", Seconds(300), least=0, most=86_400)
     flush_timeout: Seconds = key(
         "how long the queues may take to empty when the agent stops", Seconds(5), least=0, most=3600
@@ -109,9 +119,9 @@ class Batch:
     """How many records make a request."""
 
     max_bytes: Bytes = key(
-        "of a request, uncompressed; gRPC servers refuse more than 4MiB", Bytes(3 << 20), least=8192, most=1 << 30
+        "size of a request, uncompressed; gRPC servers refuse more than 4MiB", Bytes(3 << 20), least=8192, most=1 << 30
     )
-    max_records: int = key("of a request", 4096, least=1, most=1 << 20)
+    max_records: int = key("log records or spans in a request", 4096, least=1, most=1 << 20)
     max_age: Seconds = key("longest time a record waits for others", Seconds(1), least=0.01, most=60)
 
 
@@ -119,9 +129,9 @@ class Batch:
 class File:
     """OTLP/JSON files, instead of a receiver."""
 
-    directory: Path | None = key("where; unset, and no endpoint either: ./tcpio-data", None)
+    directory: Path | None = key("where the files go; unset, and no endpoint either: ./tcpio-data", None)
     rotate: Bytes = key("a file that reaches this is put aside", Bytes(64 << 20), least=1 << 20, most=1 << 40)
-    keep: int = key("files put aside that are kept, for each signal", 10, least=0, most=100_000)
+    keep: int = key("how many files put aside are kept, for each signal", 10, least=0, most=100_000)
 
 
 @dataclass(frozen=True)
@@ -136,23 +146,23 @@ class ResourceSettings:
 class Signals:
     """Which signals are sent."""
 
-    logs: Export = key("packet logs", Export.OTLP)
-    traces: Export = key("connection spans", Export.OTLP)
-    metrics: Export = key("the agent's own metrics", Export.OTLP)
+    logs: Export = key("packet logs: otlp or none", Export.OTLP)
+    traces: Export = key("connection spans: otlp or none", Export.OTLP)
+    metrics: Export = key("the agent's own metrics: otlp or none", Export.OTLP)
 
 
 @dataclass(frozen=True)
 class Metrics:
     """The agent's own metrics."""
 
-    interval: Seconds = key("between two exports", Seconds(60), least=0.1, most=86_400)
+    interval: Seconds = key("time between two exports", Seconds(60), least=0.1, most=86_400)
 
 
 @dataclass(frozen=True)
 class Log:
     """What the agent says of itself, on standard error."""
 
-    level: LogLevel = key("debug, info, warning or error", LogLevel.INFO)
+    level: LogLevel = key("the least that is said: debug, info, warning or error", LogLevel.INFO)
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,9 @@ class Config:
     """Everything that can be set."""
 
     source: Source = key("live, or pcap:FILE", Source("live"))
-    duration: Seconds | None = key("stop by itself after this; unset: run until stopped", None, least=0, most=10**9)
+    duration: Seconds | None = key(
+        "stop by itself after this; unset: run until stopped", None, least=0, most=366 * 86_400
+    )
     capture: Capture = key("what is recorded", Capture)
     connections: Connections = key("how connections are followed", Connections)
     export: ExportSettings = key("where it is sent", ExportSettings)

@@ -179,7 +179,9 @@ def show(value: Any) -> Any:
     """A value as YAML writes it: text, a whole number, None, or lists and mappings of those."""
     if isinstance(value, Seconds):
         exact = Decimal(repr(float(value)))
-        return f"{(exact * 1000).normalize():f}ms" if 0 < value < 1 else f"{exact.normalize():f}s"
+        units = ("h", "m", "s") if exact % 1 == 0 else ("ms",) if exact < 1 else ("s",)
+        unit = next(unit for unit in units if unit == units[-1] or (exact and exact % _UNITS_S[unit] == 0))
+        return f"{(exact / _UNITS_S[unit]).normalize():f}{unit}"
     if isinstance(value, Bytes):
         for unit in ("GiB", "MiB", "KiB"):
             if value and value % _UNITS_BYTES[unit] == 0:

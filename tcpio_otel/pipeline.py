@@ -21,11 +21,8 @@ from tcpio_otel.export.sender import Sender
 from tcpio_otel.ledger import Ledger
 from tcpio_otel.payload import Items, Request
 
-SPANS_AT_ONCE = 64
-"""Connections encoded in one go."""
-
-SPAN_BUDGET_NS = 50_000_000
-"""Time spent on spans before the source is looked at again: a span costs a hundred times what a packet does."""
+SPANS_AT_ONCE = 512
+"""Connections encoded in one go, which bounds the memory that a burst of ends takes."""
 
 HELD_RECORDS_LIMIT = 1 << 16
 """Packet records whose logs may wait for a handshake to complete; beyond it the oldest go without ids."""
@@ -148,7 +145,6 @@ class Pipeline:
         self._clock, self._handshake_wait_ns, self._paced = clock, handshake_wait_ns, paced
         self._held: deque[_Held] = deque()
         self._held_rows = 0
-        self._ended: deque[Connection] = deque()
         self.progress = Progress()
 
     @property
@@ -163,7 +159,7 @@ class Pipeline:
         self.progress.packets += len(packets)
         self.progress.payload_bytes += int(packets["payload_bytes"].sum())
         self._log(_Held(packets, slots, batch.unix_offset_ns, batch.observed_ns, now_ns + self._handshake_wait_ns))
-        self._span(ended, None if self._paced else SPAN_BUDGET_NS)
+        self._span(ended)
         for output in (self._logs, self._traces):
             if output:
                 output.poll(self._clock(), block=self._paced)
@@ -206,16 +202,13 @@ class Pipeline:
         too_large = self._logs.add(items, self._clock(), block=self._paced)
         self._ledger.dropped(too_large, "too_large")
 
-    def _span(self, ended: list[Connection], budget_ns: int | None = None) -> None:
-        """Encode spans in their order, for so long at most (None: all): packets must not wait for a burst of ends."""
+    def _span(self, ended: list[Connection]) -> None:
         self.progress.spans += len(ended)
         if self._traces is None:
             return
-        self._ended.extend(ended)
-        started_ns = self._clock()
-        while self._ended and (budget_ns is None or self._clock() - started_ns < budget_ns):
-            chunk = [self._ended.popleft() for _ in range(min(len(self._ended), SPANS_AT_ONCE))]
-            self._traces.add(self._encode_spans(chunk), self._clock(), block=self._paced)
+        for start in range(0, len(ended), SPANS_AT_ONCE):
+            items = self._encode_spans(ended[start : start + SPANS_AT_ONCE])
+            self._traces.add(items, self._clock(), block=self._paced)
 
     def finish(self, now_ns: int, snapshot: NDArray[np.void] | None) -> None:
         """The source has said all: end open connections, encode what is held, queue everything."""

@@ -1,7 +1,8 @@
 """The probe's rings as a source: batches from the running kernel, each at most one latency after its packets."""
 
+import threading
+from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Self
 
 import numpy as np
@@ -13,43 +14,106 @@ from tcpio_otel.capture.ring import Rings
 from tcpio_otel.clock import Nanoseconds, UnixOffset, boot_ns
 from tcpio_otel.ledger import Ledger
 
+IDLE_S = 0.25
+"""How often a reader to whom nothing comes gets an empty batch, to look after its timers."""
+
 
 class LiveSource:
     """Batches of a probe that is attached already.
 
-    Iterating never ends by itself: it yields what came, or an empty batch when nothing did for `latency_s`, so that
-    the reader can look after its timers. `finish` yields the rest after detaching the probe.
+    A thread of its own empties the rings, so that they need hold no more than one latency's worth: what comes in a
+    burst waits here, as records in memory, while the stages behind take their time. Beyond `queue_bytes` it waits in
+    the rings, and when they are full the probe counts what it could not put there.
+
+    Iterating never ends by itself; it yields an empty batch now and then when nothing comes. `finish` yields the rest.
     """
 
     paced = False
 
-    def __init__(self, probe: Probe, ledger: Ledger, *, latency_s: float, clock: Nanoseconds = boot_ns) -> None:
-        self._probe, self._ledger, self._latency_s, self._clock = probe, ledger, latency_s, clock
+    def __init__(
+        self, probe: Probe, ledger: Ledger, *, latency_s: float, queue_bytes: int, clock: Nanoseconds = boot_ns
+    ) -> None:
+        self._probe, self._ledger, self._latency_s, self._queue_bytes = probe, ledger, latency_s, queue_bytes
+        self._clock = clock
         self._unix_offset = UnixOffset(boot=clock)
-        self._released = 0
-        self._exit = ExitStack()
+        self._queue: deque[Batch] = deque()
+        self._queued_bytes = self._released = self._misses = 0
+        self._changed = threading.Condition()
+        self._finishing = self._finished = False
+        self._fault: BaseException | None = None
 
     def __enter__(self) -> Self:
         older = np.frombuffer(self._probe.older, RECORD)
         self._rings = Rings(self._probe.rings, self._probe.ring_bytes, older, self._clock)
-        self._exit.callback(self._rings.close)
+        self._reader = threading.Thread(target=self._read, name="ring reader", daemon=True)
+        self._reader.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._exit.close()
+        with self._changed:
+            self._finishing = True
+            self._queue.clear()
+            self._queued_bytes = 0
+            self._changed.notify_all()
+        self._reader.join()
+        self._rings.close()
 
     def now_ns(self) -> int:
         """The time on the records' clock."""
         return self._clock()
 
-    def _batch(self, *, everything: bool = False) -> tuple[Batch, bool]:
+    # The reader's thread.
+
+    def _read(self) -> None:
+        try:
+            more = False
+            while not self._finishing or more:
+                if not more:
+                    self._rings.wait(self._latency_s)
+                more = self._drain(everything=False)
+            while self._drain(everything=True):
+                pass
+        except BaseException as fault:
+            # Raised where the batches are read: a thread's own traceback would reach nobody.
+            self._fault = fault
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+
+    def _drain(self, *, everything: bool) -> bool:
+        """Move what is in the rings to the queue; true when more is waiting."""
         records, more = self._rings.drain(everything=everything)
-        offset_ns = self._unix_offset()
-        batch = Batch(records, offset_ns, self._clock() + offset_ns)
+        if len(records):
+            offset_ns = self._unix_offset()
+            batch = Batch(records, offset_ns, self._clock() + offset_ns)
+            with self._changed:
+                while self._queued_bytes > self._queue_bytes and not self._finishing:
+                    self._changed.wait()
+                self._queue.append(batch)
+                self._queued_bytes += records.nbytes
+                self._changed.notify_all()
+        return more
+
+    # The thread of the stages.
+
+    def _next(self, timeout_s: float | None) -> Batch | None:
+        """The next batch; an empty one after the timeout; None when there is nothing more to come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._finished, timeout_s)
+            if self._queue:
+                batch = self._queue.popleft()
+                self._queued_bytes -= batch.records.nbytes
+                self._changed.notify_all()
+            elif self._fault:
+                raise self._fault
+            elif self._finished:
+                return None
+            else:
+                batch = Batch(np.empty(0, RECORD), 0, self._clock())
         self._released += len(batch.packets)
         self._ledger.taken(len(batch.packets))
         self._account()
-        return batch, more
+        return batch
 
     def _account(self) -> None:
         tally = self._probe.tally()
@@ -61,23 +125,21 @@ class LiveSource:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        more = False
-        while True:
-            if not more:
-                self._rings.wait(self._latency_s)
-            batch, more = self._batch()
+        while (batch := self._next(IDLE_S)) is not None:
             yield batch
 
     def finish(self) -> Iterator[Batch]:
         """Detach the probe, then yield what it had recorded until then."""
         self._misses = self._probe.recursion_misses()
         self._probe.detach()
-        more = True
-        while more:
-            batch, more = self._batch(everything=True)
+        with self._changed:
+            self._finishing = True
+            self._changed.notify_all()
+        while (batch := self._next(None)) is not None:
             yield batch
+        self._account()
 
-    def snapshot(self) -> NDArray[np.void] | None:
+    def snapshot(self) -> NDArray[np.void]:
         """Every connected socket as of now (dtype RECORD); to be called once, before `finish`."""
         return np.frombuffer(self._probe.snapshot(), RECORD)
 
@@ -86,5 +148,5 @@ class LiveSource:
         return {
             "late": self._rings.late,
             "facts_lost": self._probe.tally().lost_facts,
-            "recursion_misses": self._misses if hasattr(self, "_misses") else self._probe.recursion_misses(),
+            "recursion_misses": self._misses or self._probe.recursion_misses(),
         }

@@ -51,7 +51,6 @@ _SEVERITIES = np.array([INFO, WARN], np.uint8)
 _SEVERITY_TEXTS = np.frombuffer(field(3, b"INFO") + field(3, b"WARN"), "V6")
 _FLAG_TEXT_LENGTHS = np.array([len(name) + 2 for name in FLAG_NAMES], np.int64)
 _IDS_BYTES = 28  # trace_id and span_id with their tags
-_TEXT_BYTES, _ATTRIBUTES_BYTES = 104, 768  # the most that a connection's rows can take
 _SPILL_BYTES = 96  # less than what stands between a connection's attributes and the joint
 
 
@@ -110,7 +109,7 @@ class PacketLogEncoder:
 
     def __init__(self, drop_reasons: Mapping[int, str]) -> None:
         self._buffer = Buffer()
-        self._connections = RowStore(_connection_rows, (_TEXT_BYTES, _ATTRIBUTES_BYTES, _IDS_BYTES))
+        self._connections = RowStore(_connection_rows, 3)
         self._prefixes = Table(_body_prefix, 16, 256 << 9)
         self._payload_texts = Table(lambda size: payload_text(size).encode(), 16, 1 << 18)
         self._payloads = Table(lambda size: int_attribute(names.PAYLOAD_SIZE, size), 32, 1 << 18)

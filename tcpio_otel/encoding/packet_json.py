@@ -79,7 +79,7 @@ class _Attributes:
         self._drops = Table(drop, 192, 1 << 16)
         self._retransmits = Table(lambda marked: marked * ("," + render(names.RETRANSMIT, True)).encode(), 64, 2)
         self._seq, self._ack = sequence(names.SEQ), sequence(names.ACK)
-        self._connections = RowStore(self._rows, (128, 2048))
+        self._connections = RowStore(self._rows, 2)
 
     def _rows(self, ends: Ends) -> tuple[bytes, ...]:
         attributes: list[tuple[str, str | int | bool]] = [

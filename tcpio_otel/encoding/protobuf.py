@@ -4,6 +4,8 @@ Field numbers are those of opentelemetry-proto 1.x. Logs, traces and metrics nes
 resource, (2) scope_x, (3) schema_url; scope_x (1) scope, (2) items, (3) schema_url.
 """
 
+from functools import lru_cache
+
 from tcpio_otel.encoding import names
 
 
@@ -22,11 +24,13 @@ def field(number: int, content: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(content)) + content
 
 
+@lru_cache(maxsize=1 << 16)
 def string_attribute(key: str, value: str) -> bytes:
     """`LogRecord.attributes` with a string value."""
     return field(6, field(1, key.encode()) + field(2, field(1, value.encode())))
 
 
+@lru_cache(maxsize=1 << 16)
 def int_attribute(key: str, value: int) -> bytes:
     """`LogRecord.attributes` with an integer value."""
     return field(6, field(1, key.encode()) + field(2, b"\x18" + varint(value)))

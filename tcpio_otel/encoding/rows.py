@@ -1,7 +1,7 @@
 """Per-connection rows: what of a packet's encoding depends on its connection and direction only, kept by slot."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,25 +36,36 @@ class Ends(NamedTuple):
     process_name: str
 
 
+_WIDTH_STEP = 64
+_TRIES = 4  # a batch may widen the rows twice before it can fill them
+
 Build = Callable[[Ends], tuple[bytes, ...]]
 
 
 class RowStore:
-    """One array of rows for each part that `build` returns, indexed by slot, direction, and whether NAT was at work.
+    """One array of rows for each part that `build` returns, by slot, direction, and whether NAT was at work.
 
-    A row is made again when the flow's version says that it is stale, or NAT shows another tuple than before.
+    A row is made again when the flow's version says that it is stale, or NAT shows another tuple than before. The
+    store grows with the flows, and with the longest row; what it held is then made again when it is next seen.
 
     Args:
         build: makes the parts of one row.
-        widths: the bytes that each part may have at most.
+        parts: how many these are.
     """
 
-    def __init__(self, build: Build, widths: tuple[int, ...]) -> None:
+    def __init__(self, build: Build, parts: int) -> None:
         self._build = build
-        self._versions: NDArray[np.uint64] = np.zeros(0, np.uint64)
-        self._headers: NDArray[np.void] = np.zeros(0, "V36")
-        self._rows: list[Rows] = [np.zeros(0, f"V{width}") for width in widths]
-        self._lengths: list[Offsets] = [np.zeros(0, np.int64) for _ in widths]
+        self._widths = [_WIDTH_STEP] * parts
+        self._reset(0)
+
+    def _reset(self, slots: int) -> None:
+        """Empty arrays, whose pages cost nothing until they are written."""
+        self._slots = slots
+        size = 4 * slots
+        self._versions: NDArray[np.uint64] = np.zeros(size, np.uint64)
+        self._headers: NDArray[np.void] = np.zeros(size, f"V{_PACKED.itemsize}")
+        self._rows: list[Rows] = [np.zeros(size, f"V{width}") for width in self._widths]
+        self._lengths: list[Offsets] = [np.zeros(size, np.int64) for _ in self._widths]
 
     def numbers(
         self, records: NDArray[np.void], slots: NDArray[np.int64], flows: NDArray[np.void]
@@ -64,69 +75,51 @@ class RowStore:
         None when two records of one connection and direction show different tuples in their headers: then no single
         row serves both, and the caller encodes them apart.
         """
-        if 4 * len(flows) > len(self._versions):
-            self._grow(4 * len(flows))
+        if len(flows) > self._slots:
+            self._reset(len(flows))
         translated = (records["marks"] & _TRANSLATED) != 0
-        numbers: NDArray[np.int64] = slots * 4 + records["direction"] * 2 + translated
-        stale = self._versions[numbers] != flows["version"][slots]
-        some_translated = bool(translated.any())
-        if some_translated:
-            headers = _headers(records)
-            stale |= translated & (headers != self._headers[numbers])
-        if stale.any():
-            rows = np.nonzero(stale)[0]
-            numbers_made, first = np.unique(numbers[rows], return_index=True)
-            self._make(records, slots, flows, rows[first], numbers_made)
-            if some_translated and (translated & (headers != self._headers[numbers])).any():
-                return None
-        return numbers
-
-    def _grow(self, size: int) -> None:
-        def grown(array: NDArray[Any]) -> NDArray[Any]:
-            # Zeroed pages cost nothing until they are written, copied ones do.
-            larger = np.zeros(size, array.dtype)
-            larger[: len(array)] = array
-            return larger
-
-        self._versions, self._headers = grown(self._versions), grown(self._headers)
-        self._rows = [grown(rows) for rows in self._rows]
-        self._lengths = [grown(lengths) for lengths in self._lengths]
+        numbers: NDArray[np.int64] = (slots + translated * np.int64(self._slots)) * 2 + records["direction"]
+        versions = flows["version"][slots]
+        headers = _headers(records) if translated.any() else None
+        for _ in range(_TRIES):
+            stale = self._versions[numbers] != versions
+            if headers is not None:
+                stale |= translated & (headers != self._headers[numbers])
+            if not stale.any():
+                return numbers
+            self._make(records, slots, flows, numbers, np.nonzero(stale)[0])
+        return None
 
     def _make(
         self,
         records: NDArray[np.void],
         slots: NDArray[np.int64],
         flows: NDArray[np.void],
-        rows: NDArray[np.intp],
         numbers: NDArray[np.int64],
+        stale: NDArray[np.intp],
     ) -> None:
+        """Make the rows of stale records, or, if one of them is too long, room for it."""
+        made_numbers, first = np.unique(numbers[stale], return_index=True)
+        rows = stale[first]
         chosen, flow = pick(records, rows), flows[slots[rows]]
-        made = [
-            self._build(
-                Ends(
-                    local.tobytes(), peer.tobytes(), local_port, peer_port, socket_local.tobytes(),
-                    socket_peer.tobytes(), socket_local_port, socket_peer_port, direction, bool(marks & _TRANSLATED),
-                    identified, trace_id.tobytes(), span_id.tobytes(), pid, process_name.decode("utf-8", "replace"),
-                )
-            )
-            for (
-                (local, peer, socket_local, socket_peer),
-                (local_port, peer_port, socket_local_port, socket_peer_port),
-                direction, marks, identified, trace_id, span_id, pid, process_name,
-            ) in zip(
-                zip(*(list(chosen[name]) for name in _ADDRESSES), strict=True),
-                zip(*(chosen[name].tolist() for name in _PORTS), strict=True),
-                chosen["direction"].tolist(), chosen["marks"].tolist(), flow["identified"].tolist(),
-                list(flow["trace_id"]), list(flow["span_id"]), flow["pid"].tolist(), flow["process_name"].tolist(),
-                strict=True,
-            )
-        ]  # fmt: skip
-        for part, (store, lengths) in enumerate(zip(self._rows, self._lengths, strict=True)):
+        made = [self._build(ends) for ends in _ends(chosen, flow)]
+        lengths = [[len(row[part]) for row in made] for part in range(len(self._widths))]
+        widest = [max(part) for part in lengths]
+        if any(needed > width for needed, width in zip(widest, self._widths, strict=True)):
+            self._widths = [
+                max(width, -(-needed // _WIDTH_STEP) * _WIDTH_STEP)
+                for needed, width in zip(widest, self._widths, strict=True)
+            ]
+            self._reset(self._slots)
+            return
+        for part, store in enumerate(self._rows):
             width = store.dtype.itemsize
-            store[numbers] = np.frombuffer(b"".join(row[part].ljust(width, b"\0") for row in made), store.dtype)
-            lengths[numbers] = [len(row[part]) for row in made]
-        self._versions[numbers] = flow["version"]
-        self._headers[numbers] = _headers(chosen)
+            store[made_numbers] = np.frombuffer(b"".join([row[part].ljust(width, b"\0") for row in made]), store.dtype)
+            self._lengths[part][made_numbers] = lengths[part]
+        self._versions[made_numbers] = flow["version"]
+        translated = (chosen["marks"] & _TRANSLATED) != 0
+        if translated.any():
+            self._headers[made_numbers[translated]] = _headers(chosen)[translated]
 
     def lengths(self, part: int, numbers: NDArray[np.int64]) -> Offsets:
         """The lengths of a part of rows (int64)."""
@@ -140,6 +133,32 @@ class RowStore:
         """The first `width` bytes of a part of rows (dtype V<width>)."""
         rows: Rows = narrow(self._rows[part], width)[numbers]
         return rows
+
+
+def _ends(records: NDArray[np.void], flows: NDArray[np.void]) -> Iterator[Ends]:
+    """What rows are made of, for records and their flows."""
+    for (
+        (local, peer, socket_local, socket_peer),
+        (local_port, peer_port, socket_local_port, socket_peer_port),
+        direction, marks, identified, trace_id, span_id, pid, process_name,
+    ) in zip(
+        zip(*(_bytes(records[name]) for name in _ADDRESSES), strict=True),
+        zip(*(records[name].tolist() for name in _PORTS), strict=True),
+        records["direction"].tolist(), records["marks"].tolist(), flows["identified"].tolist(),
+        _bytes(flows["trace_id"]), _bytes(flows["span_id"]), flows["pid"].tolist(), flows["process_name"].tolist(),
+        strict=True,
+    ):  # fmt: skip
+        yield Ends(
+            local, peer, local_port, peer_port, socket_local, socket_peer, socket_local_port, socket_peer_port,
+            direction, bool(marks & _TRANSLATED), identified, trace_id, span_id, pid,
+            process_name.decode("utf-8", "replace"),
+        )  # fmt: skip
+
+
+def _bytes(values: NDArray[np.void]) -> list[bytes]:
+    """Fields of raw bytes as bytes, zeros at their end included."""
+    whole, width = values.tobytes(), values.dtype.itemsize
+    return [whole[at : at + width] for at in range(0, len(whole), width)]
 
 
 def _headers(records: NDArray[np.void]) -> NDArray[np.void]:
