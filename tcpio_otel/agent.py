@@ -23,6 +23,7 @@ from tcpio_otel.clock import boot_ns
 from tcpio_otel.config import Config
 from tcpio_otel.errors import EnvironmentFault
 from tcpio_otel.ledger import Ledger
+from tcpio_otel.memory import GiveBack
 
 if TYPE_CHECKING:
     from tcpio_otel.batch import Batch
@@ -139,11 +140,13 @@ def run(config: Config, terminal: IO[str]) -> int:
         outputs = Outputs(config, vocabulary, ledger, boot_ns)
         pipeline = _pipeline(config, ledger, vocabulary, outputs, source)
         view = _View(config, terminal, ledger, pipeline, outputs, source)
+        give_back = GiveBack()
         fault: BaseException | None = None
         try:
             with view:
                 for batch in batches(source, stop):
                     pipeline.process(batch, source.now_ns())
+                    give_back.after(len(batch))
                     view.refresh()
         except EnvironmentFault:
             raise

@@ -92,7 +92,9 @@ def log_record(
         severity_number=13 if warn else 9,
         severity_text="WARN" if warn else "INFO",
         body=AnyValue(string_value=tcpio_line(record).lstrip()),
-        attributes=[KeyValue(key=key, value=_value(value)) for key, value in attributes(record, flow, drop_reasons).items()],
+        attributes=[
+            KeyValue(key=key, value=_value(value)) for key, value in attributes(record, flow, drop_reasons).items()
+        ],
         trace_id=bytes(flow["trace_id"]) if flow["identified"] else b"",
         span_id=bytes(flow["span_id"]) if flow["identified"] else b"",
         event_name="tcp.packet",

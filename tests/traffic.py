@@ -25,7 +25,9 @@ def flows_and_records(
     """
     random = np.random.default_rng(seed)
     ipv6 = random.random(connections) < 0.2
-    local = mapped(np.stack([np.full(connections, value) for value in (10, 20, 3)] + [random.integers(1, 5, connections)], 1))
+    local = mapped(
+        np.stack([np.full(connections, value) for value in (10, 20, 3)] + [random.integers(1, 5, connections)], 1)
+    )
     peer = mapped(random.integers(1, 255, (connections, 4)).astype(np.uint8))
     prefix = np.frombuffer(bytes.fromhex("20010db8001200340000000000000000"), np.uint8)
     local[ipv6] = prefix
@@ -100,7 +102,16 @@ def wild(packets: int, slots: int, seed: int) -> tuple[NDArray[np.void], NDArray
     flows["trace_id"], flows["span_id"] = addresses(slots), addresses(slots).view("V8")[::2]
     flows["identified"] = random.random(slots) < 0.8
     flows["pid"] = np.where(random.random(slots) < 0.2, 0, some([1, 4194304], 32, slots))
-    names = [b"", b"a", b"nginx", b"\xff\xfe\x00x", "grüße".encode(), b"fifteen-letters", b"\xe2\x82", b'qu"o\\te\n\t\x01']
+    names = [
+        b"",
+        b"a",
+        b"nginx",
+        b"\xff\xfe\x00x",
+        "grüße".encode(),
+        b"fifteen-letters",
+        b"\xe2\x82",
+        b'qu"o\\te\n\t\x01',
+    ]
     flows["process_name"] = random.choice(np.array(names, "S16"), slots)
 
     row = random.integers(0, slots, packets)
@@ -115,10 +126,17 @@ def wild(packets: int, slots: int, seed: int) -> tuple[NDArray[np.void], NDArray
     for name in ("local_address", "peer_address", "local_port", "peer_port"):
         other = addresses(packets) if name.endswith("address") else some([0], 16)
         # Some connections keep their translation, as they should; some change it from packet to packet.
-        other = np.where(row % 2 == 0, other, other[row])
+        other = np.where(row % 2 == 0, other, other[row % packets])
         records[f"header_{name}"] = np.where(translated, other.astype(records[name].dtype), records[name])
     records["time_ns"] = random.integers(0, 1 << 62, packets)
-    for name, bits in (("seq", 32), ("ack", 32), ("payload_bytes", 32), ("window", 16), ("gso_segments", 16), ("cpu", 16)):
+    for name, bits in (
+        ("seq", 32),
+        ("ack", 32),
+        ("payload_bytes", 32),
+        ("window", 16),
+        ("gso_segments", 16),
+        ("cpu", 16),
+    ):
         records[name] = some([0, 1, (1 << bits) - 1], bits)
     calm = random.random(packets) < 0.5
     records["payload_bytes"] = np.where(calm, records["payload_bytes"] & 0xFFFF, records["payload_bytes"])

@@ -119,10 +119,13 @@ class _Entry:
 
     __slots__ = (
         "attentive", "closed", "deadline_ns", "errno_name", "identity", "life", "local", "netns", "offset_ns",
-        "packets_after", "peer", "reported", "reset_reason", "scheduled_ns", "start", "totals",
+        "packets_after", "peer", "reported", "reset_reason", "scheduled_ns", "serial", "start", "totals",
     )  # fmt: skip
 
-    def __init__(self, local: Endpoint, peer: Endpoint, netns: int, life: Life | None, offset_ns: int) -> None:
+    def __init__(
+        self, serial: int, local: Endpoint, peer: Endpoint, netns: int, life: Life | None, offset_ns: int
+    ) -> None:
+        self.serial = serial
         self.local, self.peer, self.netns, self.life, self.offset_ns = local, peer, netns, life, offset_ns
         self.start = Start.OBSERVED
         self.identity: Identity | None = None
@@ -165,8 +168,8 @@ class ConnectionTable:
         self._entries: list[_Entry | None] = []
         self._free: list[int] = []
         self._leaving: list[int] = []
-        self._deadlines: list[tuple[int, int, int, _Entry]] = []
-        self._order = itertools.count()
+        self._deadlines: list[tuple[int, int, int]] = []
+        self._serials = itertools.count()
         self._versions = itertools.count(1)
         self._embryonic: dict[tuple[int, int], int] = {}
         self._ended: list[Connection] = []
@@ -328,6 +331,7 @@ class ConnectionTable:
         self, record: Any, key: tuple[int, ...], hashed: int, life: Life | None, start: Start, offset_ns: int
     ) -> int:
         entry = _Entry(
+            next(self._serials),
             Endpoint(record["local_address"].tobytes(), int(record["local_port"])),
             Endpoint(record["peer_address"].tobytes(), int(record["peer_port"])),
             int(record["netns"]),
@@ -638,13 +642,14 @@ class ConnectionTable:
         entry.deadline_ns = deadline_ns
         if not entry.scheduled_ns or deadline_ns < entry.scheduled_ns:
             entry.scheduled_ns = deadline_ns
-            heapq.heappush(self._deadlines, (deadline_ns, next(self._order), slot, entry))
+            heapq.heappush(self._deadlines, (deadline_ns, slot, entry.serial))
 
     def _expire(self, now_ns: int) -> None:
         while self._deadlines and self._deadlines[0][0] <= now_ns:
-            _, _, slot, entry = heapq.heappop(self._deadlines)
-            if self._entries[slot] is not entry:
-                continue
+            _, slot, serial = heapq.heappop(self._deadlines)
+            entry = self._entries[slot]
+            if entry is None or entry.serial != serial:
+                continue  # the slot has another occupant by now
             entry.scheduled_ns = 0
             if entry.deadline_ns > now_ns:
                 self._schedule(slot, entry, entry.deadline_ns)

@@ -44,8 +44,9 @@ class JsonEnvelope:
     """Puts Resource and Scope around items of a signal, each a JSON object and a comma; gives one line.
 
     Args:
-        request: the request that holds one resource, one scope and no items, as objects.
-        resources, scopes, items: the keys of the three lists in it.
+        resource, scope: as objects of OTLP/JSON.
+        schema_url: of both.
+        keys: of the three nested lists: resources, scopes, items.
     """
 
     def __init__(self, resource: Any, scope: Any, schema_url: str, keys: tuple[str, str, str]) -> None:

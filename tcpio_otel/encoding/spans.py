@@ -132,14 +132,7 @@ def _as_json(sdk_span: ReadableSpan) -> dict[str, Any]:
         "startTimeUnixNano": str(sdk_span.start_time),
         "endTimeUnixNano": str(sdk_span.end_time),
         "attributes": _attributes_json(sdk_span.attributes or {}),
-        "events": [
-            {
-                "timeUnixNano": str(event.timestamp),
-                "name": event.name,
-                "attributes": _attributes_json(event.attributes or {}),
-            }
-            for event in sdk_span.events
-        ],
+        "events": [_event_json(event) for event in sdk_span.events],
         "droppedEventsCount": sdk_span.dropped_events,
         "status": {"message": sdk_span.status.description, "code": StatusCode.ERROR.value} if failed else {},
         "flags": _FLAGS,
@@ -148,6 +141,11 @@ def _as_json(sdk_span: ReadableSpan) -> dict[str, Any]:
 
 
 _FLAGS = 0x100  # SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK: the parent, where there is one, is known to be local
+
+
+def _event_json(event: Event) -> dict[str, Any]:
+    members = {"timeUnixNano": str(event.timestamp), "name": event.name}
+    return {**members, "attributes": _attributes_json(event.attributes)} if event.attributes else members
 
 
 def _attributes_json(found: Mapping[str, Any]) -> list[dict[str, Any]]:

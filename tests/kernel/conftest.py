@@ -1,6 +1,5 @@
 """What kernel tests stand on: root, a kernel that takes the probe, and a network namespace of their own."""
 
-import os
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from tcpio_otel import privileges
 from tcpio_otel.capture.control import Filters
 from tcpio_otel.capture.probe import Probe
 from tcpio_otel.errors import EnvironmentFault
+from tests.kernel.harness import Namespace
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,35 +25,12 @@ def _kernel_takes_the_probe() -> None:
 
 
 @pytest.fixture
-def namespace() -> Iterator[str]:
+def namespace() -> Iterator[Namespace]:
     """A network namespace whose only device is its loopback, up."""
     name = f"tcpio-test-{uuid.uuid4().hex[:8]}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
         subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        yield name
+        yield Namespace(name)
     finally:
         subprocess.run(["ip", "netns", "delete", name], check=True)
-
-
-@pytest.fixture
-def in_namespace(namespace: str) -> Iterator[str]:
-    """The calling thread moved into the namespace for the length of the test; yields its name."""
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    inside = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
-    try:
-        setns(inside)
-        yield namespace
-        setns(before)
-    finally:
-        os.close(before)
-        os.close(inside)
-
-
-def setns(namespace_fd: int) -> None:
-    """setns(2), which Python offers from 3.12 on."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(namespace_fd, 0x40000000):  # CLONE_NEWNET
-        raise OSError(ctypes.get_errno(), "setns")

@@ -68,7 +68,9 @@ def test_ring_memory_is_a_total() -> None:
 
 def test_networks_are_keys_of_mapped_prefixes() -> None:
     """An IPv4 block matches where its addresses lie in IPv6."""
-    assert network_key(ipaddress.ip_network("192.0.2.0/24")) == bytes([120, 0, 0, 0]) + bytes(10) + b"\xff\xff\xc0\0\2\0"
+    assert (
+        network_key(ipaddress.ip_network("192.0.2.0/24")) == bytes([120, 0, 0, 0]) + bytes(10) + b"\xff\xff\xc0\0\2\0"
+    )
     assert network_key(ipaddress.ip_network("2001:db8::/32"))[:8] == bytes([32, 0, 0, 0, 0x20, 0x01, 0x0D, 0xB8])
 
 
@@ -104,8 +106,7 @@ def test_the_record_in_c_is_the_record_in_python() -> None:
     assert max(offset + size for offset, size in record.values()) == RECORD.itemsize
     for layout, structure in ((counters, Counters), (control, Control)):
         assert layout == {
-            name: (getattr(structure, name).offset, getattr(structure, name).size)
-            for name, *_ in structure._fields_
+            name: (getattr(structure, name).offset, getattr(structure, name).size) for name, *_ in structure._fields_
         }
         assert ctypes.sizeof(structure) == max(offset + size for offset, size in layout.values())
 

@@ -30,6 +30,7 @@ OTHERS = {
     "capture.local": ["198.51.100.7/32"],
     "capture.cgroup": "/sys/fs/cgroup/unified",
     "capture.ring_memory": "8MiB",
+    "capture.queue_memory": "64MiB",
     "capture.latency": "20ms",
     "connections.limit": 1000,
     "connections.linger": "500ms",

@@ -1,0 +1,168 @@
+"""Real traffic in a namespace, the agent as its users start it, and what both left behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+AGENT = [sys.executable, "-m", "tcpio_otel.cli"]
+TRAFFIC = Path(__file__).with_name("programs.py")
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A network namespace of the test's own."""
+
+    name: str
+
+    def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command in it to its end."""
+        return subprocess.run(
+            ["ip", "netns", "exec", self.name, *command], check=True, capture_output=True, text=True, **options
+        )
+
+    def traffic(self, program: str, *arguments: str) -> dict[str, Any]:
+        """Run a function of programs.py in it, and return what it counted."""
+        counted: dict[str, Any] = json.loads(self.run(sys.executable, str(TRAFFIC), program, *arguments).stdout)
+        return counted
+
+    @contextmanager
+    def tcpdump(self, path: Path, *expression: str) -> Iterator[None]:
+        """Capture its loopback to a file."""
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", self.name, "tcpdump", "-i", "lo", "-U", "--immediate-mode", "-s", "128",
+             "-B", "16384", "-w", str(path), *(expression or ("tcp",))],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "listening on" in line:
+                break
+        try:
+            yield
+            time.sleep(0.3)
+        finally:
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read()
+            process.wait()
+        assert "0 packets dropped by kernel" in said, said
+
+
+class Agent:
+    """A `tcpio-otel` command that is running, and its two outputs."""
+
+    def __init__(self, process: subprocess.Popen[str], out: Path, said: Path) -> None:
+        self.process, self._out, self._said = process, out, said
+
+    @property
+    def pid(self) -> int:
+        """Of the agent."""
+        return self.process.pid
+
+    def stdout(self) -> str:
+        """What it printed."""
+        return self._out.read_text()
+
+    def stderr(self) -> str:
+        """What it said."""
+        return self._said.read_text()
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """Stop it as Ctrl-C does, and return its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=60)
+
+    def ledger(self) -> dict[str, int]:
+        """The last line that tells where every packet went, as numbers."""
+        lines = [line for line in self.stderr().splitlines() if "seen " in line and " = exported " in line]
+        assert "UNACCOUNTED" not in lines[-1], lines[-1]
+        found = dict(re.findall(r"(seen|exported|filtered|sampled|dropped|in flight) (\d+)", lines[-1]))
+        return {name: int(count) for name, count in found.items()}
+
+
+@contextmanager
+def agent(directory: Path, *arguments: str, **environment: str) -> Iterator[Agent]:
+    """Start the agent and wait until its probe is attached."""
+    out, said = directory / "stdout", directory / "stderr"
+    before = attached()
+    with out.open("w") as out_file, said.open("w") as said_file:
+        process = subprocess.Popen(
+            [*AGENT, *arguments], stdout=out_file, stderr=said_file, text=True, cwd=directory,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        )  # fmt: skip
+    running = Agent(process, out, said)
+    try:
+        wait_for(lambda: attached() > before or process.poll() is not None, "the probe to be attached")
+        time.sleep(1.0)  # the snapshot of older sockets, and the imports that come after
+        assert process.poll() is None, running.stderr()
+        yield running
+    finally:
+        if process.poll() is None:
+            running.stop(signal.SIGTERM)
+    wait_for(lambda: attached() <= before, "the probe to be detached")
+
+
+def attached() -> int:
+    """How many programs of ours are loaded on this host."""
+    shown = subprocess.run(["bpftool", "-j", "prog", "show"], check=True, capture_output=True, text=True).stdout
+    return sum(program.get("name", "").startswith("tcpio_") for program in json.loads(shown))
+
+
+def wait_for(condition: Any, what: str, timeout_s: float = 30) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+        time.sleep(0.05)
+
+
+def spans(directory: Path) -> list[dict[str, Any]]:
+    """The spans in OTLP/JSON files, with their attributes as plain values."""
+    found = []
+    for path in sorted(directory.glob("traces*.jsonl")):
+        for line in path.read_text().splitlines():
+            for resource in json.loads(line)["resourceSpans"]:
+                for scope in resource["scopeSpans"]:
+                    found += [span | {"attributes": plain(span["attributes"])} for span in scope["spans"]]
+    return found
+
+
+def logs(directory: Path) -> list[dict[str, Any]]:
+    """The attributes of the log records in OTLP/JSON files."""
+    found = []
+    for path in sorted(directory.glob("logs*.jsonl")):
+        for line in path.read_text().splitlines():
+            for resource in json.loads(line)["resourceLogs"]:
+                for scope in resource["scopeLogs"]:
+                    found += [plain(record["attributes"]) for record in scope["logRecords"]]
+    return found
+
+
+def plain(attributes: list[dict[str, Any]]) -> dict[str, Any]:
+    """OTLP/JSON attributes as a dictionary."""
+    return {
+        entry["key"]: int(entry["value"]["intValue"])
+        if "intValue" in entry["value"]
+        else next(iter(entry["value"].values()))
+        for entry in attributes
+    }
+
+
+SEGMENT = (
+    "network.io.direction", "network.local.address", "network.local.port", "network.peer.address", "network.peer.port",
+    "tcp.seq", "tcp.ack", "tcp.flags", "tcp.payload.size", "tcp.window",
+)  # fmt: skip
+
+
+def segments(records: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
+    """The multiset of segments among records, by everything that a capture shows as well."""
+    return Counter(tuple(record[name] for name in SEGMENT) for record in records)

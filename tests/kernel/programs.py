@@ -1,0 +1,114 @@
+"""Small programs that make TCP traffic and print, as JSON, what they themselves counted."""
+
+import json
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable
+
+
+def exchange(family: str, count: str, request: str, response: str) -> dict[str, int]:
+    """So many connections, one after the other: a request, a response, closed by the server."""
+    address = "127.0.0.1" if family == "4" else "::1"
+    kind = socket.AF_INET if family == "4" else socket.AF_INET6
+    server = socket.create_server((address, 0), family=kind, backlog=64)
+    asked, answered = b"q" * int(request), b"r" * int(response)
+    totals = {"connections": int(count), "server_received": 0, "client_received": 0, "port": server.getsockname()[1]}
+
+    def serve() -> None:
+        for _ in range(int(count)):
+            connection, _ = server.accept()
+            left = len(asked)
+            while left:
+                left -= len(connection.recv(left))
+            totals["server_received"] += len(asked)
+            connection.sendall(answered)
+            connection.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    for _ in range(int(count)):
+        client = socket.socket(kind)
+        client.connect(server.getsockname()[:2])
+        client.sendall(asked)
+        while part := client.recv(1 << 16):
+            totals["client_received"] += len(part)
+        client.close()
+    thread.join()
+    return totals
+
+
+def refused(family: str) -> dict[str, int]:
+    """A connection to a port where nobody listens."""
+    address, kind = ("127.0.0.1", socket.AF_INET) if family == "4" else ("::1", socket.AF_INET6)
+    with socket.socket(kind) as client:
+        return {"errno": client.connect_ex((address, 9))}
+
+
+def reset() -> dict[str, int]:
+    """A connection that its client aborts (SO_LINGER 0)."""
+    server = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(server.getsockname())
+    accepted, _ = server.accept()
+    client.sendall(b"abc")
+    accepted.recv(3)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    try:
+        accepted.recv(1)
+    except ConnectionResetError:
+        return {"reset": 1, "port": server.getsockname()[1]}
+    return {"reset": 0}
+
+
+def half_close() -> dict[str, int]:
+    """The client closes its side first and goes on receiving."""
+    server = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(server.getsockname())
+    accepted, _ = server.accept()
+    client.sendall(b"x" * 1000)
+    client.shutdown(socket.SHUT_WR)
+    while accepted.recv(4096):
+        pass
+    accepted.sendall(b"y" * 3000)
+    accepted.close()
+    received = 0
+    while part := client.recv(4096):
+        received += len(part)
+    client.close()
+    return {"client_received": received}
+
+
+def mapped() -> dict[str, int]:
+    """An IPv6 socket that is reached over IPv4."""
+    server = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    client = socket.create_connection(("127.0.0.1", server.getsockname()[1]))
+    accepted, _ = server.accept()
+    client.sendall(b"hello")
+    accepted.recv(5)
+    client.close()
+    accepted.close()
+    return {"port": server.getsockname()[1]}
+
+
+def hold() -> dict[str, int]:
+    """Keep a connection open until standard input ends; says when it is open."""
+    server = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(server.getsockname())
+    accepted, _ = server.accept()
+    client.sendall(b"x" * 1234)
+    received = 0
+    while received < 1234:
+        received += len(accepted.recv(4096))
+    print("open", flush=True)
+    sys.stdin.read()
+    return {"received": received}
+
+
+PROGRAMS: dict[str, Callable[..., dict[str, int]]] = {
+    program.__name__: program for program in (exchange, refused, reset, half_close, mapped, hold)
+}
+
+if __name__ == "__main__":
+    print(json.dumps(PROGRAMS[sys.argv[1]](*sys.argv[2:])))

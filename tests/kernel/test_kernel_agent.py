@@ -1,0 +1,169 @@
+"""The agent as its users run it, on real traffic, against tcpdump's and the programs' own account."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.harness import AGENT, TRAFFIC, Namespace, agent, logs, segments, spans, wait_for
+
+
+@pytest.mark.parametrize("family", ["4", "6"])
+def test_watch_shows_both_ends_in_order(tmp_path: Path, namespace: Namespace, family: str) -> None:
+    """One request over loopback: every packet at both ends, handshake in order, BYTES adding up."""
+    with agent(tmp_path, "watch") as running:
+        counted = namespace.traffic("exchange", family, "1", "500", "20000")
+        wait_for(lambda: running.stdout().count("FIN|ACK") >= 4, "the table")
+        assert running.stop() == 0
+    address = "127.0.0.1" if family == "4" else "[::1]"
+    server = f"{address}:{counted['port']}"
+    lines = [line.split() for line in running.stdout().splitlines()[1:] if server in line]
+    handshake = [(line[1] == server, line[2], line[5]) for line in lines[:6]]
+    assert handshake == [
+        (False, "->", "(SYN)"),
+        (True, "<-", "(SYN)"),
+        (True, "->", "(SYN|ACK)"),
+        (False, "<-", "(SYN|ACK)"),
+        (False, "->", "(ACK)"),
+        (True, "<-", "(ACK)"),
+    ]
+    moved = Counter[tuple[bool, str]]()
+    for line in lines:
+        moved[line[1] == server, line[2]] += int(line[4])
+    assert moved[False, "->"] == moved[True, "<-"] == counted["server_received"]
+    assert moved[True, "->"] == moved[False, "<-"] == counted["client_received"]
+    ledger = running.ledger()
+    assert ledger["seen"] == ledger["exported"] + ledger["filtered"]
+
+
+@pytest.mark.parametrize("family", ["4", "6"])
+def test_probe_and_capture_file_tell_the_same(tmp_path: Path, namespace: Namespace, family: str) -> None:
+    """What the probe records is, segment by segment, what tcpdump captured at once and the agent replays."""
+    capture = tmp_path / "lo.pcap"
+    live, replayed = tmp_path / "live", tmp_path / "replayed"
+    with agent(tmp_path, "run", "--otlp-file", str(live)) as running, namespace.tcpdump(capture):
+        for program in (("exchange", family, "20", "100", "100000"), ("refused", family), ("half_close",), ("reset",)):
+            namespace.traffic(*program)
+        wait_for(lambda: running.process.poll() is None, "the agent")
+    subprocess.run([*AGENT, "run", "--source", f"pcap:{capture}", "--otlp-file", str(replayed)], check=True)
+    ours, theirs = segments(logs(live)), segments(logs(replayed))
+    assert sum(theirs.values()) > 400
+    assert ours - theirs == Counter()
+    assert theirs - ours == Counter()
+
+
+def test_spans_of_short_connections_are_complete(tmp_path: Path, namespace: Namespace) -> None:
+    """Two spans a connection, in one trace, server under client, with the totals that the programs counted."""
+    data = tmp_path / "data"
+    with agent(tmp_path, "run", "--otlp-file", str(data)) as running:
+        counted = namespace.traffic("exchange", "4", "300", "700", "9000")
+        assert running.stop() == 0
+    found = [span for span in spans(data) if counted["port"] in (
+        span["attributes"]["network.local.port"], span["attributes"]["network.peer.port"])]  # fmt: skip
+    assert len(found) == 600
+    assert len({span["spanId"] for span in found}) == 600
+    clients = {span["spanId"]: span for span in found if span["kind"] == 3}
+    for span in found:
+        attributes = span["attributes"]
+        sent, received = (700, 9000) if span["kind"] == 3 else (9000, 700)
+        assert (attributes["tcp.bytes.sent"], attributes["tcp.bytes.received"]) == (sent, received)
+        assert (attributes["tcp.close.reason"], attributes["tcp.connection.end"]) == ("fin", "observed")
+        assert attributes["tcp.close.initiator"] == ("peer" if span["kind"] == 3 else "local")
+        assert attributes["tcp.totals.source"] == "kernel"
+        if span["kind"] == 2:
+            assert clients[span["parentSpanId"]]["traceId"] == span["traceId"]
+    assert {event["name"] for event in found[0]["events"]} >= {"tcp.syn", "tcp.syn_ack", "tcp.established", "tcp.fin"}
+
+
+def test_failures_say_so(tmp_path: Path, namespace: Namespace) -> None:
+    """Refused and reset connections are errors with a type, at the end that had a socket."""
+    data = tmp_path / "data"
+    with agent(tmp_path, "run", "--otlp-file", str(data)) as running:
+        for program in (("refused", "4"), ("refused", "6"), ("reset",), ("mapped",)):
+            namespace.traffic(*program)
+        assert running.stop() == 0
+    found = [span["attributes"] for span in spans(data)]
+    told = Counter((span.get("error.type"), span["tcp.close.reason"], span["tcp.close.initiator"]) for span in found)
+    assert told["connection_refused", "refused", "peer"] == 2
+    assert told["connection_reset", "reset", "local"] == told["connection_reset", "reset", "peer"] == 1
+    assert {span["network.type"] for span in found if span["tcp.close.reason"] != "refused"} == {"ipv4"}
+    dropped = [log for log in logs(data) if log.get("tcp.drop.reason") == "NO_SOCKET"]
+    assert len(dropped) == 2
+
+
+def test_connections_older_than_the_agent_and_younger_than_its_end(tmp_path: Path, namespace: Namespace) -> None:
+    """A connection that was there before and is there after is inherited, with its process and exact totals."""
+    data = tmp_path / "data"
+    command = ["ip", "netns", "exec", namespace.name, sys.executable, str(TRAFFIC), "hold"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        with agent(tmp_path, "run", "--otlp-file", str(data)) as running:
+            assert running.stop() == 0
+        holder.communicate("")
+        found = [span for span in spans(data) if span["attributes"].get("process.pid") == holder.pid]
+    assert Counter(span["kind"] for span in found) == {2: 1, 3: 1}
+    assert len({span["traceId"] for span in found}) == 1
+    for span in found:
+        attributes = span["attributes"]
+        assert (attributes["tcp.connection.start"], attributes["tcp.connection.end"]) == ("inherited", "agent_shutdown")
+        totals = (attributes["tcp.bytes.sent"], attributes["tcp.bytes.received"])
+        assert totals == ((1234, 0) if span["kind"] == 3 else (0, 1234))
+
+
+def test_no_thread_keeps_a_capability(tmp_path: Path, namespace: Namespace) -> None:
+    """While packets flow, every thread of the agent has given up every capability."""
+    with agent(tmp_path, "run", "--otlp-file", str(tmp_path / "data")) as running:
+        namespace.traffic("exchange", "4", "50", "100", "100")
+        threads = list(Path(f"/proc/{running.pid}/task").iterdir())
+        assert len(threads) > 4
+        for thread in threads:
+            status = (thread / "status").read_text()
+            for line in ("CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1"):
+                assert line in status
+        assert running.stop() == 0
+    assert running.ledger()["exported"] >= 500
+
+
+def test_filters_keep_the_rest_out_and_count_it(tmp_path: Path, namespace: Namespace) -> None:
+    """A port and a network are filtered in the kernel; what did not pass is in the ledger."""
+    with agent(tmp_path, "watch", "--port", "9", "--json") as running:
+        namespace.traffic("exchange", "4", "3", "10", "10")
+        namespace.traffic("refused", "4")
+        wait_for(lambda: len(running.stdout().splitlines()) >= 4, "four lines")
+        assert running.stop() == 0
+    lines = [json.loads(line) for line in running.stdout().splitlines()]
+    assert {9} == {min(line["network.local.port"], line["network.peer.port"]) for line in lines}
+    ledger = running.ledger()
+    assert ledger["exported"] == len(lines) == 4
+    assert ledger["filtered"] >= 30
+    assert ledger["seen"] == ledger["exported"] + ledger["filtered"]
+    with agent(tmp_path, "watch", "--cidr", "::1/128", "--json") as running:
+        namespace.traffic("refused", "4")
+        namespace.traffic("refused", "6")
+        wait_for(lambda: len(running.stdout().splitlines()) >= 4, "four lines")
+        assert running.stop() == 0
+    assert {json.loads(line)["network.local.address"] for line in running.stdout().splitlines()} == {"::1"}
+
+
+def test_a_killed_agent_leaves_nothing_attached(tmp_path: Path) -> None:
+    """After SIGKILL the kernel has let go of every program, and the next agent starts at once."""
+    with agent(tmp_path, "run", "--otlp-file", str(tmp_path / "data")) as running:
+        running.stop(signal.SIGKILL)
+    with agent(tmp_path, "run", "--otlp-file", str(tmp_path / "data")) as running:
+        assert running.stop() == 0
+
+
+def test_watch_ends_cleanly_when_its_reader_does(tmp_path: Path, namespace: Namespace) -> None:
+    """`watch | head` ends by itself, without a word."""
+    script = f"{' '.join(AGENT)} watch 2>{tmp_path}/said | head -n 3"
+    with subprocess.Popen(["bash", "-o", "pipefail", "-c", script], stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdout is not None
+        wait_for(lambda: namespace.traffic("exchange", "4", "1", "1", "1") and shell.poll() is not None, "the end")
+        assert len(shell.stdout.read().splitlines()) == 3
+    assert shell.returncode == 0
+    assert "Traceback" not in (tmp_path / "said").read_text()
