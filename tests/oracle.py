@@ -42,6 +42,19 @@ def attributes(record: Any, flow: Any, drop_reasons: Mapping[int, str]) -> dict[
         "tcp.flags": flags,
         "tcp.flags.bits": int(record["flags"]),
         "cpu.logical_number": int(record["cpu"]),
+        "tcp.payload.size": int(record["payload_bytes"]),
+        "tcp.window": int(record["window"]),
+    }
+    if record["gso_segments"] > 1:
+        found["tcp.gso.segments"] = int(record["gso_segments"])
+    if marks & Mark.RETRANSMIT:
+        found["tcp.retransmit"] = True
+    if marks & Mark.DROPPED and record["drop_reason"]:
+        reason = int(record["drop_reason"])
+        found["tcp.drop.reason"] = drop_reasons.get(reason, str(reason))
+    found["tcp.seq"] = int(record["seq"])
+    found["tcp.ack"] = int(record["ack"])
+    found |= {
         "network.transport": "tcp",
         "network.type": "ipv4" if ipv4 else "ipv6",
         "network.local.address": local,
@@ -61,17 +74,6 @@ def attributes(record: Any, flow: Any, drop_reasons: Mapping[int, str]) -> dict[
         found["process.executable.name"] = bytes(flow["process_name"]).decode("utf-8", "replace")
     if flow["identified"]:
         found["tcp.connection.id"] = bytes(flow["trace_id"])[:8].hex()
-    found["tcp.seq"] = int(record["seq"])
-    found["tcp.ack"] = int(record["ack"])
-    found["tcp.payload.size"] = int(record["payload_bytes"])
-    found["tcp.window"] = int(record["window"])
-    if record["gso_segments"] > 1:
-        found["tcp.gso.segments"] = int(record["gso_segments"])
-    if marks & Mark.RETRANSMIT:
-        found["tcp.retransmit"] = True
-    if marks & Mark.DROPPED and record["drop_reason"]:
-        reason = int(record["drop_reason"])
-        found["tcp.drop.reason"] = drop_reasons.get(reason, str(reason))
     return found
 
 

@@ -98,10 +98,9 @@ class Table:
         numbers[beyond] = self._limit + inverse
         return numbers
 
-    def rows(self, numbers: NDArray[np.integer[Any]], width: int) -> Rows:
-        """The first `width` bytes of rows, by the numbers that `prepare` returned (dtype V<width>)."""
-        rows: Rows = narrow(self._rows, width)[numbers]
-        return rows
+    def rows(self, numbers: NDArray[np.integer[Any]]) -> Rows:
+        """Rows by the numbers that `prepare` returned (dtype V<width>)."""
+        return self._rows[numbers]
 
     def segment(self, keys: NDArray[np.integer[Any]]) -> "Segment":
         """The rows of keys, whole, and their lengths."""

@@ -118,7 +118,7 @@ class _Attributes:
         reasons = np.where(marks & _DROPPED != 0, records["drop_reason"], 0)
         counts = records["gso_segments"]
         text, attributes = (
-            (self._connections.whole(part, numbers), self._connections.lengths(part, numbers)) for part in range(2)
+            (self._connections.rows(part, numbers), self._connections.lengths(part, numbers)) for part in range(2)
         )
         flags = records["cpu"].astype(np.int64) << 8 | records["flags"]
         return text, [

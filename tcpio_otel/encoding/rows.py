@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel.batch import RECORD, Mark, pick
-from tcpio_otel.encoding.columns import Offsets, Rows, narrow
+from tcpio_otel.encoding.columns import Offsets, Rows
 
 _TRANSLATED = int(Mark.TRANSLATED)
 _ADDRESSES = ("header_local_address", "header_peer_address", "local_address", "peer_address")
@@ -125,14 +125,9 @@ class RowStore:
         """The lengths of a part of rows (int64)."""
         return self._lengths[part][numbers]
 
-    def whole(self, part: int, numbers: NDArray[np.int64]) -> Rows:
-        """A part of rows, as wide as they are kept."""
+    def rows(self, part: int, numbers: NDArray[np.int64]) -> Rows:
+        """A part of rows, as wide as the longest that was seen."""
         return self._rows[part][numbers]
-
-    def rows(self, part: int, numbers: NDArray[np.int64], width: int) -> Rows:
-        """The first `width` bytes of a part of rows (dtype V<width>)."""
-        rows: Rows = narrow(self._rows[part], width)[numbers]
-        return rows
 
 
 def _ends(records: NDArray[np.void], flows: NDArray[np.void]) -> Iterator[Ends]:

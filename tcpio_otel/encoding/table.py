@@ -74,7 +74,7 @@ class PacketTable:
             segments += clock_time(unix_ns + np.uint64(_local_offset_ns(observed_ns)))
         segments += [
             self._cpus.segment(records["cpu"]),
-            (store.whole(0, numbers), store.lengths(0, numbers)),
+            (store.rows(0, numbers), store.lengths(0, numbers)),
             self._sizes.segment(records["payload_bytes"]),
             self._flags.segment(records["flags"]),
         ]
@@ -82,7 +82,7 @@ class PacketTable:
             for gap, name in ((b"  ", "seq"), (b" ", "ack"), (b" ", "window")):
                 segments += [constant(gap), decimals(records[name])]
         if self._process:
-            segments.append((store.whole(1, numbers), store.lengths(1, numbers)))
+            segments.append((store.rows(1, numbers), store.lengths(1, numbers)))
         segments.append(constant(b"\n"))
         text, ends = assemble(self._buffer, segments, len(records))
         return Items(memoryview(bytes(text)), ends)

@@ -1,0 +1,177 @@
+"""Nanoseconds a record, stage by stage, against the OpenTelemetry SDK's own log path, interleaved in one run.
+
+    python -m tests.bench            the figures
+    python -m tests.bench --quick    fewer rounds, to see that it runs
+
+CPU time of the process, so that a busy neighbour counts less; the median of the rounds, with the best beside it.
+Compare by ratio: absolute figures belong to the machine.
+"""
+
+import argparse
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs  # the only way to it in this release
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter, LogRecordExportResult
+
+from tcpio_otel.batch import RECORD, Batch, Flag
+from tcpio_otel.capture.ring import SLOT, Merger, parse
+from tcpio_otel.connections.table import ConnectionTable
+from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
+from tcpio_otel.encoding.packet_json import PacketJsonEncoder
+from tcpio_otel.encoding.protobuf import ProtobufEnvelope
+from tcpio_otel.encoding.table import PacketTable
+from tcpio_otel.export.batcher import Batcher
+from tcpio_otel.payload import Signal
+from tests import oracle, traffic
+
+BATCH = 8192
+CONNECTIONS = 1000
+WHOLE, SDK = "drained batch to request bytes", "OpenTelemetry SDK: emit to bytes"
+ENVELOPE = ProtobufEnvelope(b"")
+
+
+class Inlet:
+    """Ring contents to batches: what `Rings.drain` does, but for the kernel's part."""
+
+    def __init__(self, records: np.ndarray) -> None:
+        slots = np.zeros(len(records), SLOT)
+        slots["length"] = RECORD.itemsize
+        slots["record"] = records
+        self._data = slots.view(np.uint8)
+        self._barrier = threading.Lock()
+
+    def drain(self) -> np.ndarray:
+        """Parse, sort and copy, as one ring's drain."""
+        records, _, _ = parse(self._data, len(self._data), self._barrier)
+        return Merger().merge([records], None)
+
+
+def established(records: np.ndarray) -> ConnectionTable:
+    """A table that knows the connections of `records`, open and in steady state."""
+    table = ConnectionTable(
+        limit=10 * CONNECTIONS, linger_ns=10**18, handshake_timeout_ns=10**18, kernel_totals=True, reset_reasons={}
+    )
+    opening = records.copy()
+    opening["time_ns"] -= np.uint64(10**12)
+    for flags, direction in ((Flag.SYN, 1), (Flag.SYN | Flag.ACK, 0), (Flag.ACK, 1), (Flag.ACK, 1), (Flag.ACK, 0)):
+        opening["flags"], opening["direction"], opening["marks"] = int(flags), direction, 0
+        opening["payload_bytes"] = 100 if flags == Flag.ACK else 0
+        opening["seq"], opening["ack"] = 1000 * (1 + direction), 1
+        table.update(Batch(opening, 0, 0), 0)
+    return table
+
+
+class _Discard(LogRecordExporter):
+    """Encodes and serialises, as the OTLP exporters do, and sends nothing."""
+
+    def export(self, batch: object) -> LogRecordExportResult:
+        encode_logs(batch).SerializeToString()  # type: ignore[arg-type]
+        return LogRecordExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        return None
+
+    def force_flush(self, timeout_millis: int = 10_000) -> bool:
+        return True
+
+
+class Sdk:
+    """The SDK's log path: emit, batch, encode, serialise."""
+
+    def __init__(self, records: np.ndarray, slots: np.ndarray, flows: np.ndarray) -> None:
+        self._prepared = [
+            (int(record["time_ns"]), oracle.tcpio_line(record), oracle.attributes(record, flows[slot], {}))
+            for record, slot in zip(records, slots.tolist(), strict=True)
+        ]
+        self._provider = LoggerProvider()
+        self._provider.add_log_record_processor(
+            BatchLogRecordProcessor(_Discard(), max_queue_size=1 << 20, max_export_batch_size=4096)
+        )
+
+    def run(self) -> None:
+        """Emit every record, and flush."""
+        logger = self._provider.get_logger("bench")
+        for time_ns, body, attributes in self._prepared:
+            logger.emit(
+                LogRecord(
+                    timestamp=time_ns, observed_timestamp=time_ns, severity_text="INFO",
+                    severity_number=SeverityNumber.INFO, body=body, attributes=attributes, event_name="tcp.packet",
+                )
+            )  # fmt: skip
+        self._provider.force_flush()
+
+
+Stage = tuple[Callable[[], object], int]
+"""Work, and how many records it is about."""
+
+
+def stages() -> dict[str, Stage]:
+    """What is measured, by its name."""
+    records, slots, flows = traffic.flows_and_records(8 * BATCH, CONNECTIONS)
+    # Steady state: what opens and closes connections is measured apart.
+    records["flags"] &= ~np.uint8(Flag.SYN | Flag.FIN | Flag.RST)
+    records["flags"] |= np.uint8(Flag.ACK)
+    records["marks"] = 0
+    parts = [slice(start, start + BATCH) for start in range(0, len(records), BATCH)]
+    table, inlets = established(records), [Inlet(records[part]) for part in parts]
+    protobuf, json_lines = PacketLogEncoder({}), PacketJsonEncoder({})
+    text = PacketTable(time=False, process=False, seq=False)
+
+    def each(work: Callable[[slice], object]) -> Stage:
+        return lambda: [work(part) for part in parts], len(records)
+
+    def encoded(encoder: Any) -> Stage:
+        return each(lambda part: encoder.encode(records[part], slots[part], flows, 0, 1))
+
+    def followed(part: slice) -> np.ndarray:
+        return table.update(Batch(records[part], 0, 0), 0)[0]
+
+    def whole(part: slice) -> None:
+        found = followed(part)
+        items = protobuf.encode(records[part], found, table.flows, 0, 1)
+        batcher = Batcher(Signal.LOGS, ENVELOPE.wrap, max_bytes=1 << 26, max_items=BATCH, max_age_ns=0, packets=True)
+        (request,) = batcher.add(items, 0)
+        assert request.items == BATCH
+
+    return {
+        "drain: parse, merge, copy": (lambda: [inlet.drain() for inlet in inlets], len(records)),
+        "connections: look up and count": each(followed),
+        "encode OTLP protobuf": encoded(protobuf),
+        WHOLE: each(whole),
+        "encode OTLP/JSON": encoded(json_lines),
+        "encode the tcpio table": encoded(text),
+        SDK: (Sdk(records[:2000], slots[:2000], flows).run, 2000),
+    }
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="three rounds")
+    rounds = 3 if parser.parse_args().quick else 15
+    measured = stages()
+    taken: dict[str, list[float]] = {name: [] for name in measured}
+    for turn in range(rounds + 1):
+        for name, (work, count) in measured.items():
+            started = time.process_time_ns()
+            work()
+            if turn:  # the first round warms caches and tables
+                taken[name].append((time.process_time_ns() - started) / count)
+    print(f"{CONNECTIONS} connections, batches of {BATCH}, {rounds} rounds; ns a record, CPU time")
+    print(f"{'stage':34}{'median':>10}{'best':>10}{'records/s':>14}")
+    for name, times in taken.items():
+        median = statistics.median(times)
+        print(f"{name:34}{median:10.0f}{min(times):10.0f}{1e9 / median:14,.0f}")
+    ratio = statistics.median(taken[SDK]) / statistics.median(taken[WHOLE])
+    print(f"{WHOLE}: {ratio:.0f} times the SDK's rate")
+
+
+if __name__ == "__main__":
+    main()
