@@ -45,6 +45,20 @@ class Buffer:
         return self._bytes
 
 
+class Scratch:
+    """Where rows are gathered: memory that is used again, because fresh pages cost more than what is put there."""
+
+    def __init__(self) -> None:
+        self._rows: Rows = np.empty(0, "V1")
+
+    def take(self, rows: Rows, numbers: NDArray[np.integer[Any]]) -> Rows:
+        """Rows by number; good until the next call."""
+        if self._rows.dtype != rows.dtype or len(self._rows) < len(numbers):
+            self._rows = np.empty(2 * len(numbers), rows.dtype)
+        # The numbers are known to be good; "clip" spares NumPy a copy that its own check would need.
+        return np.take(rows, numbers, out=self._rows[: len(numbers)], mode="clip")
+
+
 class Table:
     """Byte strings by small integer key, made when a key is first seen and kept.
 
@@ -60,6 +74,7 @@ class Table:
         self._build, self._width, self._limit = build, width, limit
         self._rows: Rows = np.zeros(0, f"V{width}")
         self._lengths = np.zeros(0, np.int64)  # -1: not made yet
+        self._scratch = Scratch()
         self._grow(min(limit, 1024))
 
     def _grow(self, size: int) -> None:
@@ -99,13 +114,14 @@ class Table:
         return numbers
 
     def rows(self, numbers: NDArray[np.integer[Any]]) -> Rows:
-        """Rows by the numbers that `prepare` returned (dtype V<width>)."""
-        return self._rows[numbers]
+        """Rows by the numbers that `prepare` returned (dtype V<width>); good until the next call."""
+        return self._scratch.take(self._rows, numbers)
 
     def segment(self, keys: NDArray[np.integer[Any]]) -> "Segment":
         """The rows of keys, whole, and their lengths."""
         numbers, lengths = self.prepare(keys)
-        return self._rows[numbers], lengths
+        picked: Rows = self._rows[numbers]
+        return picked, lengths
 
 
 def narrow(rows: Rows, width: int) -> Rows:

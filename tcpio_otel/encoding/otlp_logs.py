@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import FLAG_NAMES, RECORD, Flag, Mark
+from tcpio_otel.batch import FLAG_NAMES, RECORD, Flag, Mark, offset_of
 from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import Buffer, Bytes, Offsets, Rows, Table, column, narrow, windows
 from tcpio_otel.encoding.endpoints import DIRECTIONS, address_text, columns, network_type, payload_text
@@ -60,12 +60,11 @@ _SPILL_BYTES = 200  # less than what stands between a connection's attributes an
 _HOT = slice(60, 104)
 """The bytes of a record that are read here: taken together once, because each look at a record costs a cache line."""
 _HOT_NAMES = ("cpu", "seq", "ack", "payload_bytes", "window", "gso_segments", "flags", "marks", "drop_reason")
-_FIELDS = RECORD.fields or {}
 _HOT_DTYPE = np.dtype(
     {
         "names": list(_HOT_NAMES),
         "formats": [RECORD[name] for name in _HOT_NAMES],
-        "offsets": [_FIELDS[name][1] - _HOT.start for name in _HOT_NAMES],
+        "offsets": [offset_of(name) - _HOT.start for name in _HOT_NAMES],
         "itemsize": _HOT.stop - _HOT.start,
     }
 )

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel.batch import RECORD, Mark, pick
-from tcpio_otel.encoding.columns import Offsets, Rows
+from tcpio_otel.encoding.columns import Offsets, Rows, Scratch
 
 _TRANSLATED = int(Mark.TRANSLATED)
 _ADDRESSES = ("header_local_address", "header_peer_address", "local_address", "peer_address")
@@ -56,6 +56,7 @@ class RowStore:
     def __init__(self, build: Build, parts: int) -> None:
         self._build = build
         self._widths = [_WIDTH_STEP] * parts
+        self._scratches = [Scratch() for _ in range(parts)]
         self._reset(0)
 
     def _reset(self, slots: int) -> None:
@@ -126,8 +127,8 @@ class RowStore:
         return self._lengths[part][numbers]
 
     def rows(self, part: int, numbers: NDArray[np.int64]) -> Rows:
-        """A part of rows, as wide as the longest that was seen."""
-        return self._rows[part][numbers]
+        """A part of rows, as wide as the longest that was seen; good until the next call."""
+        return self._scratches[part].take(self._rows[part], numbers)
 
 
 def _ends(records: NDArray[np.void], flows: NDArray[np.void]) -> Iterator[Ends]:
