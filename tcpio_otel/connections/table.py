@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import FLOW, Batch, Direction, Flag, Kind, Mark, State, pick
+from tcpio_otel.batch import FLOW, RECORD, Batch, Direction, Flag, Kind, Mark, State, pick
 from tcpio_otel.connections.events import CloseReason, Connection, End, Endpoint, Milestone, Role, Start
 from tcpio_otel.connections.identity import (
     FIN_RECEIVED_STATES,
@@ -139,6 +139,15 @@ class _Entry:
         self.deadline_ns = self.scheduled_ns = 0
 
 
+@dataclass(slots=True)
+class _Counting:
+    """How far the records of a batch have been counted into the columns of their slots."""
+
+    batch: Batch
+    slots: Slots
+    counted: int = 0
+
+
 class ConnectionTable:
     """Every connection that is open or has just ended, bounded in number.
 
@@ -173,6 +182,8 @@ class ConnectionTable:
         self._versions = itertools.count(1)
         self._embryonic: dict[tuple[int, int], int] = {}
         self._ended: list[Connection] = []
+        self._counting = _Counting(Batch(np.empty(0, RECORD), 0, 0), np.empty(0, np.int64))
+        self._row = -1  # the record of the batch that is looked at
         self._open = 0
         self.flows: Records = np.zeros(1024, FLOW)
         self._columns(len(self.flows))
@@ -255,9 +266,10 @@ class ConnectionTable:
             hashes = hashes_of(keys)
             slots = self._index.find(keys, hashes)
             self._admit(batch, records, keys, hashes, slots)
+            self._counting = _Counting(batch, slots)
             self._walk(batch, records, keys, slots)
+            self._count_to(len(records))
             slots = slots[batch.is_packet]
-            self._count(batch.packets, slots)
         self._expire(now_ns)
         return slots, self._take_ended()
 
@@ -325,7 +337,10 @@ class ConnectionTable:
             start = Start.INHERITED
         if life and start is Start.INHERITED:
             life.inherit(opened_by_us=None, local_isn=None, peer_isn=None)
-        return self._open_slot(record, key, hashed, life, start, batch.unix_offset_ns)
+        slot = self._open_slot(record, key, hashed, life, start, batch.unix_offset_ns)
+        if marks & _LISTENER and flags & (_SYN | _ACK) == _SYN:
+            self._embryonic[int(record["netns"]), int(record["seq"])] = slot
+        return slot
 
     def _open_slot(
         self, record: Any, key: tuple[int, ...], hashed: int, life: Life | None, start: Start, offset_ns: int
@@ -382,11 +397,17 @@ class ConnectionTable:
         """Everything that is not plain data, one by one, in order."""
         packets = batch.is_packet
         known = slots >= 0
+        changing = (records["flags"] & _FLAGS_OF_INTEREST) != 0
+        changing |= records["window"] == 0
+        changing &= packets & known
+        attentive = self._attentive
+        if changing.any():
+            # From there on every segment of the connection counts, within this batch too.
+            attentive = attentive.copy()
+            attentive[slots[changing]] = True
         interesting = ~packets
-        interesting |= (records["flags"] & _FLAGS_OF_INTEREST) != 0
         interesting |= (records["marks"] & _RETRANSMIT) != 0
-        interesting |= records["window"] == 0
-        interesting |= self._attentive[np.maximum(slots, 0)]
+        interesting |= attentive[np.maximum(slots, 0)]
         self._learn_processes(records, slots, known)
         rows = np.nonzero(interesting & known)[0]
         columns = pick(records, rows)
@@ -397,6 +418,7 @@ class ConnectionTable:
         for row, is_packet, *fields in walked:
             slot = int(slots[row])
             entry = self._entries[slot]
+            self._row = row
             fact = None if is_packet else next(facts)
             if entry is None:
                 continue
@@ -436,6 +458,7 @@ class ConnectionTable:
 
     def _succeed(self, batch: Batch, records: Records, keys: Keys, slots: Slots, row: int) -> int:
         """End the connection of a row's key and start its successor, which gets the row and all that follow."""
+        self._count_to(row)
         old = int(slots[row])
         entry = self._entries[old]
         if entry and not entry.reported:
@@ -469,8 +492,6 @@ class ConnectionTable:
         if entry.totals is not None and entry.closed:
             entry.packets_after[row.direction] += segments
         sent = row.direction == _TRANSMIT
-        if row.marks & _LISTENER and row.flags & (_SYN | _ACK) == _SYN and not sent:
-            self._embryonic[entry.netns, row.seq] = slot
         life.segment(
             Segment(row.time_ns, sent, row.flags, row.seq, row.ack, row.payload_bytes, row.window, row.marks, segments)
         )
@@ -606,16 +627,24 @@ class ConnectionTable:
 
     # Counting by column.
 
-    def _count(self, packets: Records, slots: Slots) -> None:
-        if not len(packets):
+    def _count_to(self, row: int) -> None:
+        """Count the records of the batch before `row`, into the slots that are theirs by now."""
+        counting = self._counting
+        part = slice(counting.counted, row)
+        if part.start >= row:
             return
-        cells = 2 * slots + packets["direction"]
-        payload = packets["payload_bytes"].astype(np.int64)
-        self._last_seen[slots] = packets["time_ns"]
-        np.add.at(self._packets, cells, np.maximum(packets["gso_segments"], 1).astype(np.int64))
+        counting.counted = row
+        records, slots = counting.batch.records[part], counting.slots[part]
+        is_packet = counting.batch.is_packet[part]
+        if not is_packet.all():
+            records, slots = pick(records, is_packet), slots[is_packet]
+        cells = 2 * slots + records["direction"]
+        payload = records["payload_bytes"].astype(np.int64)
+        self._last_seen[slots] = records["time_ns"]
+        np.add.at(self._packets, cells, np.maximum(records["gso_segments"], 1).astype(np.int64))
         np.add.at(self._payload, cells, payload)
         if not self._kernel_totals:
-            self._follow_sequence(packets, cells, payload)
+            self._follow_sequence(records, cells, payload)
 
     def _follow_sequence(self, packets: Records, cells: Slots, payload: Slots) -> None:
         """How far each end's sequence numbers came: payload, SYN and FIN, each counted once whatever was repeated."""
@@ -753,7 +782,8 @@ class ConnectionTable:
         )
 
     def _added_up(self, slot: int, life: Life) -> _Totals:
-        """Totals from records, for want of the kernel's."""
+        """Totals from records, for want of the kernel's: of those up to the one that is looked at now."""
+        self._count_to(self._row + 1)
         received, sent = 2 * slot + Direction.RECEIVE, 2 * slot + Direction.TRANSMIT
         if self._kernel_totals:
             payload_sent, payload_received = int(self._payload[sent]), int(self._payload[received])
