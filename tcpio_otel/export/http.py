@@ -121,13 +121,15 @@ def _tls(settings: OtlpSettings, scheme: str) -> ssl.SSLContext | None:
 def _explain(error: urllib3.exceptions.HTTPError) -> str:
     """The innermost cause, in few words."""
     cause: BaseException = error
-    while inner := (
-        getattr(cause, "reason", None) if isinstance(getattr(cause, "reason", None), BaseException) else cause.__cause__
-    ):
+    while inner := _inner(cause):
         cause = inner
-    text = f"{type(cause).__name__}: {cause}"
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"the certificate does not verify: {cause.verify_message}; check the CA certificate and the host name"
-    if isinstance(cause, urllib3.exceptions.NewConnectionError):
-        return f"no connection: {str(cause).rpartition(': ')[2]}; is a receiver listening there?"
-    return text
+    if isinstance(cause, ConnectionRefusedError):
+        return "connection refused; is a receiver listening there?"
+    return f"{type(cause).__name__}: {cause}"
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    reason = getattr(error, "reason", None)
+    return reason if isinstance(reason, BaseException) else error.__cause__
