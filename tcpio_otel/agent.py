@@ -161,6 +161,8 @@ def run(config: Config, terminal: IO[str]) -> int:
         view.last_word()
     if fault:
         raise fault
+    if source.paced and (lost := outputs.exports.lost()):
+        raise EnvironmentFault(f"not everything reached {outputs.destination}: {lost}; see the lines above")
     return 0
 
 

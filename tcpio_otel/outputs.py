@@ -68,6 +68,12 @@ class Exports:
             self._ledger.dropped(outcome.rejected, "rejected")
             self._ledger.dropped(outcome.dropped, outcome.reason)
 
+    def lost(self) -> str:
+        """What was not accepted, by signal and reason, in words; empty when everything was."""
+        return ", ".join(
+            f"{count} {signal.value} ({reason})" for signal in Signal for reason, count in self._failed[signal].items()
+        )
+
     def counts(self) -> dict[Signal, ExportCounts]:
         """The counts of all signals by now."""
         return {

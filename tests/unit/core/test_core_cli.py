@@ -1,0 +1,135 @@
+"""The command line as a stranger meets it: one line, an exit code, no traceback."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_integration_collector import capture
+
+AGENT = [sys.executable, "-m", "tcpio_otel.cli"]
+ROOT = Path(__file__).parents[3]
+
+
+def called(
+    *arguments: str, cwd: Path | None = None, before: tuple[str, ...] = (), **environment: str
+) -> tuple[int, str, str]:
+    """Run the command; its exit code, and both outputs."""
+    result = subprocess.run(
+        [*before, *AGENT, *arguments], cwd=cwd or ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )  # fmt: skip
+    assert "Traceback" not in result.stderr
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["run", "--prot", "1"], 2, "unrecognized arguments: --prot"),
+        (["frobnicate"], 2, "invalid choice"),
+        (["watch", "--port", "70000"], 2, "'70000'] is not a port"),
+        (["watch", "--cidr", "here"], 2, "'here'] is not a network"),
+        (["watch", "--duration", "5 parsecs"], 2, "duration"),
+        (["watch", "--source", "tape"], 2, "source: 'tape' is not live, or pcap:FILE"),
+        (["run", "-c", "/nonexistent.yaml"], 2, "cannot read the configuration /nonexistent.yaml: No such file"),
+        (["run", "--otlp-endpoint", "ftp://x:1"], 2, "ftp://x:1"),
+        (["run", "--otlp-endpoint", "http://x:1", "--otlp-file", "d"], 2, "choose one"),
+        (["watch", "--source", "pcap:/nonexistent.pcap"], 4, "cannot read the capture /nonexistent.pcap: No such file"),
+        (["watch", "--source", f"pcap:{__file__}"], 4, "pcapng"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments: list[str], code: int, said: str) -> None:
+    """Bad input gets a line that says what, an exit code that says whose fault, and nothing else."""
+    found, _, stderr = called(*arguments)
+    assert (found, len(stderr.splitlines())) == (code, 1)
+    assert stderr.startswith("tcpio-otel")
+    assert said in stderr
+
+
+def test_a_wrong_file_says_where(tmp_path: Path) -> None:
+    """A key that does not exist is refused with its line and the nearest that does."""
+    path = tmp_path / "c.yaml"
+    path.write_text("capture:\n  prots: [443]\n")
+    code, _, stderr = called("run", "-c", str(path))
+    assert code == 2
+    assert f"{path}:2:" in stderr
+    assert "did you mean ports?" in stderr
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None or os.getuid() != 0, reason="needs root and setpriv")
+def test_without_privileges_live_capture_is_refused() -> None:
+    """The line names what is missing, and the way that needs no privilege."""
+    without = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all")
+    code, _, stderr = called("watch", before=without)
+    assert (code, len(stderr.splitlines())) == (3, 1)
+    assert "CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN" in stderr
+    assert "--source pcap:FILE" in stderr
+    code, stdout, _ = called("check", before=without)
+    assert code == 3
+    assert "NO  capabilities" in stdout
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+def test_a_cgroup_that_is_none_is_refused() -> None:
+    """A wrong cgroup leaves nothing attached behind."""
+    code, _, stderr = called("watch", "--cgroup", "/nonexistent")
+    assert (code, len(stderr.splitlines())) == (3, 1)
+    assert "cannot open the cgroup /nonexistent" in stderr
+
+
+def test_captures_run_anywhere(tmp_path: Path) -> None:
+    """A capture goes through every stage, and the ledger balances."""
+    source = capture(tmp_path / "made.pcap", 400)
+    code, _, stderr = called("run", "--source", f"pcap:{source}", cwd=tmp_path)
+    assert code == 0
+    assert "seen 400 = exported 400 + filtered 0 + sampled 0 + dropped 0 + in flight 0" in stderr
+    assert {path.name for path in (tmp_path / "tcpio-data").iterdir()} == {
+        "logs.jsonl", "traces.jsonl", "metrics.jsonl",
+    }  # fmt: skip
+    code, stdout, _ = called("watch", "--source", f"pcap:{source}", "--port", "10000")
+    assert [line.split()[-1] for line in stdout.splitlines()[1:]] == ["(SYN)", "(SYN|ACK)", "(ACK)", "(RST|ACK)"]
+
+
+def test_a_truncated_capture_gives_what_it_holds(tmp_path: Path) -> None:
+    """What came before the cut is exported; the exit code says that there was a cut."""
+    source = capture(tmp_path / "made.pcap", 400)
+    source.write_bytes(source.read_bytes()[:-30])
+    code, _, stderr = called("run", "--source", f"pcap:{source}", cwd=tmp_path)
+    assert code == 4
+    assert "seen 399 = exported 399" in stderr
+    assert "truncated" in stderr.splitlines()[-1]
+
+
+def test_a_receiver_that_is_away_costs_its_packets_and_says_so(tmp_path: Path) -> None:
+    """A replay whose receiver refuses connections ends with exit code 3, and every packet accounted for."""
+    source = capture(tmp_path / "made.pcap", 400)
+    code, _, stderr = called(
+        "run", "--source", f"pcap:{source}", "--otlp-endpoint", "http://127.0.0.1:9", cwd=tmp_path,
+        TCPIO_EXPORT_FLUSH_TIMEOUT="100ms",
+    )  # fmt: skip
+    assert code == 3
+    assert "connection refused; is a receiver listening there?" in stderr
+    assert "seen 400 = exported 0 + filtered 0 + sampled 0 + dropped 400 (shutdown 400) + in flight 0" in stderr
+
+
+def test_the_effective_configuration_and_its_schema_are_printed() -> None:
+    """`config` shows what is in effect, secrets masked, and the schema."""
+    code, stdout, _ = called("config", "--port", "443", OTEL_EXPORTER_OTLP_HEADERS="authorization=secret")
+    assert code == 0
+    assert "secret" not in stdout
+    assert "authorization: '***'" in stdout
+    assert '"$schema"' in called("config", "--schema")[1]
+
+
+def test_what_needs_privileges_imports_nothing_that_starts_threads() -> None:
+    """NumPy and gRPC come only after the capabilities have gone: they would keep them in their threads."""
+    script = (
+        "import sys, tcpio_otel.cli, tcpio_otel.agent, tcpio_otel.check, tcpio_otel.capture.probe;"
+        "print([name for name in ('numpy', 'grpc', 'rich') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]"
