@@ -292,14 +292,24 @@ static __always_inline bool own_connection(const struct context *context, const 
 	return false;
 }
 
-static __always_inline void note_own_connection(const struct context *context, const struct tcpio_tuple *headers)
+/* On a SYN that leaves: one of the agent's is noted, and one of anybody else's takes the tuple back, should the agent
+ * have had it before. */
+static __always_inline void note_opening(const struct context *context, const struct tcpio_tuple *headers,
+					 const struct owner *owner)
 {
+	bool ours = owner && owner->pid && owner->pid == context->control->agent_tgid;
 	struct own_key key;
 	__u8 one = 1;
 
+	if (!ours && !context->control->own_ports[headers->peer_port])
+		return;
 	own_key(&key, headers->local_address, headers->local_port, headers->peer_address, headers->peer_port);
-	bpf_map_update_elem(&own_connections, &key, &one, BPF_ANY);
-	context->control->own_ports[headers->peer_port] = 1;
+	if (ours) {
+		bpf_map_update_elem(&own_connections, &key, &one, BPF_ANY);
+		context->control->own_ports[headers->peer_port] = 1;
+	} else {
+		bpf_map_delete_elem(&own_connections, &key);
+	}
 }
 
 /* Counts one packet; true when nothing filters it. */
@@ -501,9 +511,8 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 		if (sent && is_retransmit(tp, &headers, skb->len))
 			marks |= TCPIO_MARK_RETRANSMIT;
 	}
-	if (sent && (headers.flags & (FLAG_SYN | FLAG_ACK)) == FLAG_SYN && owner &&
-	    owner->pid == context.control->agent_tgid)
-		note_own_connection(&context, &headers.tuple);
+	if (sent && (headers.flags & (FLAG_SYN | FLAG_ACK)) == FLAG_SYN)
+		note_opening(&context, &headers.tuple, owner);
 	if (!wanted(&context, &tuple, owner))
 		return 1;
 	record = reserve_packet(&context, &ring, &tuple, &headers, direction, skb->len);
