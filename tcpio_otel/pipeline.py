@@ -21,7 +21,7 @@ from tcpio_otel.export.sender import Sender
 from tcpio_otel.ledger import Ledger
 from tcpio_otel.payload import Items, Request
 
-SPANS_AT_ONCE = 512
+SPANS_AT_ONCE = 64
 """Connections encoded in one go, which bounds the memory that a burst of ends takes."""
 
 HELD_RECORDS_LIMIT = 1 << 16

@@ -5,7 +5,6 @@ connection's state, or needs telling in its span, goes through `lifecycle.Life` 
 """
 
 import errno
-import heapq
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ _SYN, _ACK, _RST = int(Flag.SYN), int(Flag.ACK), int(Flag.RST)
 _NO_SOCKET, _LISTENER, _RETRANSMIT = int(Mark.NO_SOCKET), int(Mark.LISTENER), int(Mark.RETRANSMIT)
 _UNMEASURED_RTT = (1 << 32) - 1
 _TRANSMIT, _RESET_KIND, _CLOSE = int(Direction.TRANSMIT), int(Kind.RESET), int(State.CLOSE)
+_NEVER = np.iinfo(np.int64).max
 _HANDSHAKE = (Phase.CLOSED, Phase.SYN_SENT, Phase.SYN_RECEIVED)
 
 ORPHAN_FIN_WAIT_NS = 60_000_000_000
@@ -118,14 +118,11 @@ class _Entry:
     """What a slot holds besides its columns. `life` is None for segments that belong to no connection."""
 
     __slots__ = (
-        "attentive", "closed", "deadline_ns", "errno_name", "identity", "life", "local", "netns", "offset_ns",
-        "packets_after", "peer", "reported", "reset_reason", "scheduled_ns", "serial", "start", "totals",
+        "attentive", "closed", "errno_name", "identity", "life", "local", "netns", "offset_ns",
+        "packets_after", "peer", "reported", "reset_reason", "start", "totals",
     )  # fmt: skip
 
-    def __init__(
-        self, serial: int, local: Endpoint, peer: Endpoint, netns: int, life: Life | None, offset_ns: int
-    ) -> None:
-        self.serial = serial
+    def __init__(self, local: Endpoint, peer: Endpoint, netns: int, life: Life | None, offset_ns: int) -> None:
         self.local, self.peer, self.netns, self.life, self.offset_ns = local, peer, netns, life, offset_ns
         self.start = Start.OBSERVED
         self.identity: Identity | None = None
@@ -136,7 +133,6 @@ class _Entry:
         self.reset_reason: str | None = None
         self.reported = life is None
         self.attentive = life is not None
-        self.deadline_ns = self.scheduled_ns = 0
 
 
 @dataclass(slots=True)
@@ -177,8 +173,6 @@ class ConnectionTable:
         self._entries: list[_Entry | None] = []
         self._free: list[int] = []
         self._leaving: list[int] = []
-        self._deadlines: list[tuple[int, int, int]] = []
-        self._serials = itertools.count()
         self._versions = itertools.count(1)
         self._embryonic: dict[tuple[int, int], int] = {}
         self._ended: list[Connection] = []
@@ -193,6 +187,7 @@ class ConnectionTable:
         self._attentive = np.zeros(slots, np.bool_)
         self._waiting = np.zeros(slots, np.bool_)
         self._holds = np.zeros(slots, np.int32)
+        self._deadlines = np.full(slots, _NEVER)  # when to look at a slot again
         # By slot and direction, at 2 * slot + direction.
         self._packets = np.zeros(2 * slots, np.int64)
         self._payload = np.zeros(2 * slots, np.int64)
@@ -200,6 +195,7 @@ class ConnectionTable:
         self._progress = np.zeros(2 * slots, np.int64)  # how far it came since the first segment
 
     def _grow(self) -> None:
+        self._deadlines = np.concatenate([self._deadlines, np.full_like(self._deadlines, _NEVER)])
         for name in ("flows", "_last_seen", "_attentive", "_waiting", "_holds", "_packets", "_payload", "_high",
                      "_progress"):  # fmt: skip
             column = getattr(self, name)
@@ -346,7 +342,6 @@ class ConnectionTable:
         self, record: Any, key: tuple[int, ...], hashed: int, life: Life | None, start: Start, offset_ns: int
     ) -> int:
         entry = _Entry(
-            next(self._serials),
             Endpoint(record["local_address"].tobytes(), int(record["local_port"])),
             Endpoint(record["peer_address"].tobytes(), int(record["peer_port"])),
             int(record["netns"]),
@@ -367,10 +362,10 @@ class ConnectionTable:
             column[2 * slot : 2 * slot + 2] = 0
         if life is None:
             self._identify_stray(slot, record)
-            self._schedule(slot, entry, int(record["time_ns"]) + self._linger_ns)
+            self._schedule(slot, int(record["time_ns"]) + self._linger_ns)
         else:
             self._open += 1
-            self._schedule(slot, entry, int(record["time_ns"]) + self._handshake_timeout_ns)
+            self._schedule(slot, int(record["time_ns"]) + self._handshake_timeout_ns)
         return slot
 
     def _allocate(self, now_ns: int) -> int:
@@ -508,13 +503,13 @@ class ConnectionTable:
         if entry.attentive == life.steady:
             entry.attentive = self._attentive[slot] = not life.steady
         if entry.reported:
-            self._schedule(slot, entry, life.ended_ns + self._linger_ns)
+            self._schedule(slot, life.ended_ns + self._linger_ns)
         elif life.ended or entry.closed:
             if self._complete(entry):
                 self._report(slot, entry, End.OBSERVED, life.ended_ns)
             orphan = entry.closed and not life.ended and life.fin_sent and not entry.errno_name
             wait_ns = ORPHAN_FIN_WAIT_NS if orphan else 0
-            self._schedule(slot, entry, life.ended_ns + self._linger_ns + wait_ns)
+            self._schedule(slot, life.ended_ns + self._linger_ns + wait_ns)
 
     def _complete(self, entry: _Entry) -> bool:
         """Whether nothing is missing: the wire has seen the end, and the kernel has given its totals."""
@@ -666,24 +661,18 @@ class ConnectionTable:
 
     # Ends.
 
-    def _schedule(self, slot: int, entry: _Entry, deadline_ns: int) -> None:
-        """Look at an entry again at a time; a later call moves it."""
-        entry.deadline_ns = deadline_ns
-        if not entry.scheduled_ns or deadline_ns < entry.scheduled_ns:
-            entry.scheduled_ns = deadline_ns
-            heapq.heappush(self._deadlines, (deadline_ns, slot, entry.serial))
+    def _schedule(self, slot: int, deadline_ns: int) -> None:
+        """Look at a slot again at a time; a later call moves it."""
+        self._deadlines[slot] = deadline_ns
 
     def _expire(self, now_ns: int) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now_ns:
-            _, slot, serial = heapq.heappop(self._deadlines)
-            entry = self._entries[slot]
-            if entry is None or entry.serial != serial:
-                continue  # the slot has another occupant by now
-            entry.scheduled_ns = 0
-            if entry.deadline_ns > now_ns:
-                self._schedule(slot, entry, entry.deadline_ns)
-            else:
-                self._due(slot, entry, now_ns)
+        """Look at every slot whose time has come; one that was let go in between has none any more."""
+        while len(due := np.nonzero(self._deadlines <= now_ns)[0]):
+            for slot in due[np.argsort(self._deadlines[due], kind="stable")].tolist():
+                entry = self._entries[slot]
+                self._deadlines[slot] = _NEVER
+                if entry is not None:
+                    self._due(slot, entry, now_ns)
 
     def _due(self, slot: int, entry: _Entry, now_ns: int) -> None:
         """An entry's deadline has come: it is silent, overdue, or well."""
@@ -691,18 +680,18 @@ class ConnectionTable:
         life = entry.life
         if entry.reported:
             if silent_ns < self._linger_ns:
-                self._schedule(slot, entry, now_ns - silent_ns + self._linger_ns)
+                self._schedule(slot, now_ns - silent_ns + self._linger_ns)
             else:
                 self._leave(slot)
         elif life is not None and (life.ended or entry.closed):
             self._report(slot, entry, End.OBSERVED, life.ended_ns)
-            self._schedule(slot, entry, now_ns + self._linger_ns)
+            self._schedule(slot, now_ns + self._linger_ns)
         elif life is not None and life.phase in _HANDSHAKE:
             if silent_ns < self._handshake_timeout_ns:
-                self._schedule(slot, entry, now_ns - silent_ns + self._handshake_timeout_ns)
+                self._schedule(slot, now_ns - silent_ns + self._handshake_timeout_ns)
             else:
                 self._report(slot, entry, End.OBSERVED, int(self._last_seen[slot]))
-                self._schedule(slot, entry, now_ns)
+                self._schedule(slot, now_ns)
 
     def _leave(self, slot: int) -> None:
         """Take an entry out; its slot is used again once nobody holds it."""
@@ -712,6 +701,7 @@ class ConnectionTable:
         self._index.remove(slot)
         self._entries[slot] = None
         self._attentive[slot] = self._waiting[slot] = False
+        self._deadlines[slot] = _NEVER
         self._leaving.append(slot)
         life = entry.life
         if life is not None and life.peer_isn is not None:
