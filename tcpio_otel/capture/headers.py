@@ -1,38 +1,43 @@
-"""Captured frames to TCP headers: link layers, IPv4, IPv6 and its extensions."""
+"""A captured frame to the TCP segment in it: link layers, IPv4, IPv6 and its extensions."""
 
 import struct
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 from tcpio_otel.batch import IPV4_PREFIX
 
-PACKET_OUTGOING = 4  # <linux/if_packet.h>, the direction in cooked captures
-PACKET_HOST = 0
+IPV6_EXTENSIONS_LIMIT = 8
+"""As many as the probe follows (bpf/packet.h)."""
 
-_ETHERNET, _NULL, _RAW_OLD, _RAW_BSD, _RAW, _LOOP, _SLL, _IPV4, _IPV6, _SLL2 = (
-    1,
-    0,
-    12,
-    14,
-    101,
-    108,
-    113,
-    228,
-    229,
-    276,
-)
+
 _ETHERTYPE_IPV4, _ETHERTYPE_IPV6 = 0x0800, 0x86DD
 _VLAN_TAGS = (0x8100, 0x88A8, 0x9100)
+_ADDRESS_FAMILIES = (2, 10, 24, 28, 30)  # AF_INET, then AF_INET6 of Linux, NetBSD and OpenBSD, FreeBSD, Darwin
+_BYTE_ORDERS: tuple[Literal["big", "little"], ...] = ("big", "little")
+_NO_ADDRESSES = bytes(12)
+_LOOPBACK_HARDWARE = 772  # ARPHRD_LOOPBACK, <linux/if_arp.h>
+_DIRECTIONS = {0: False, 4: True}  # PACKET_HOST and PACKET_OUTGOING, <linux/if_packet.h>
 _TCP, _FRAGMENT, _AUTHENTICATION = 6, 44, 51
-_EXTENSIONS = (0, 43, 60)  # hop-by-hop, routing, destination options (RFC 8200, section 4)
-_TCP_HEADER = struct.Struct(">HHIIBBH")
+_HOP_BY_HOP, _ROUTING, _DESTINATION = 0, 43, 60
+
+_U16 = struct.Struct(">H").unpack_from
+_COOKED = struct.Struct(">2H10xH").unpack_from
+_COOKED_V2 = struct.Struct(">H6xHB").unpack_from
+_IPV4_HEADER = struct.Struct(">BxH2xHxB2x4s4s").unpack_from
+_IPV6_HEADER = struct.Struct(">4xHBx16s16s").unpack_from
+_TCP_HEADER = struct.Struct(">HHIIBBH2x2x").unpack_from
 
 
 class Skipped(Exception):  # noqa: N818 - no error: most frames of a capture may be something else
-    """A frame that holds no TCP header; its argument says why, in a few words for a count."""
+    """A frame without a TCP header to read; its argument says why, in a few words that can be counted."""
 
 
-class Decoded(NamedTuple):
-    """A TCP segment in a frame. `outgoing` is what a cooked header says of its direction, None for no word."""
+class Segment(NamedTuple):
+    """A TCP segment and what its link layer adds.
+
+    Addresses are 16 bytes, IPv4 mapped. `outgoing` is what a cooked header says of the direction, None for no word;
+    `loopback` says that the frame ran over a loopback interface, so both of its ends are here.
+    """
 
     source: bytes
     destination: bytes
@@ -44,112 +49,38 @@ class Decoded(NamedTuple):
     window: int
     payload_bytes: int
     outgoing: bool | None
+    loopback: bool
 
 
-def supported(link_type: int) -> bool:
-    """Whether frames of a link type (https://www.tcpdump.org/linktypes.html) can be decoded."""
-    return link_type in (_ETHERNET, _NULL, _RAW_OLD, _RAW_BSD, _RAW, _LOOP, _SLL, _IPV4, _IPV6, _SLL2)
-
-
-def decode(link_type: int, frame: bytes, wire_bytes: int) -> Decoded:
+def decode(link_type: int, frame: bytes, wire_bytes: int) -> Segment:
     """Decode a frame.
 
-    Args:
-        link_type: of the interface.
-        frame: what was captured of it.
-        wire_bytes: its length on the wire.
+    Payload is counted by the IP header (Ethernet pads short frames), or, where that says 0 (a super-packet too long
+    for its length field), by `wire_bytes`, the frame's length on the wire. Of a fragmented packet the first fragment
+    counts, with the payload that it carries.
 
     Raises:
         Skipped: it holds no TCP header, or too little of it was captured.
     """
+    link_layer = LINK_LAYERS.get(link_type)
+    if link_layer is None:
+        raise Skipped(f"link type {link_type}")
     try:
-        offset, outgoing = _network_offset(link_type, frame)
-        return _internet(frame, offset, wire_bytes, outgoing)
-    except (IndexError, struct.error):
-        raise Skipped("truncated") from None
-
-
-def _network_offset(link_type: int, frame: bytes) -> tuple[int, bool | None]:
-    """Where the IP header begins, and what the link layer says of the direction."""
-    if link_type == _ETHERNET:
-        return _behind_tags(frame, 12), None
-    if link_type == _SLL:
-        return _behind_tags(frame, 14), _cooked(int.from_bytes(frame[0:2]))
-    if link_type == _SLL2:
-        kind = frame[10]
-        ethertype = int.from_bytes(frame[0:2])
-        if ethertype not in (_ETHERTYPE_IPV4, _ETHERTYPE_IPV6, *_VLAN_TAGS):
-            raise Skipped("not IP")
-        # A tag that was not taken off stands behind the cooked header, with the protocol last.
-        return (20 if ethertype not in _VLAN_TAGS else _behind_tags(frame[:2] + frame[20:], 0) + 18), _cooked(kind)
-    if link_type in (_NULL, _LOOP):
-        return 4, None
-    return 0, None
-
-
-def _cooked(kind: int) -> bool | None:
-    return {PACKET_OUTGOING: True, PACKET_HOST: False}.get(kind)
-
-
-def _behind_tags(frame: bytes, at: int) -> int:
-    """The offset behind an EtherType at `at` and the VLAN tags that may precede it."""
-    ethertype = int.from_bytes(frame[at : at + 2])
-    while ethertype in _VLAN_TAGS:
-        at += 4
-        ethertype = int.from_bytes(frame[at : at + 2])
-    if ethertype not in (_ETHERTYPE_IPV4, _ETHERTYPE_IPV6):
-        raise Skipped("not IP")
-    return at + 2
-
-
-def _internet(frame: bytes, offset: int, wire_bytes: int, outgoing: bool | None) -> Decoded:
-    version = frame[offset] >> 4
-    # Ethernet pads short frames, so the IP header's own length counts; super-packets say 0 there.
-    on_wire = wire_bytes - offset
-    if version == 4:
-        total = int.from_bytes(frame[offset + 2 : offset + 4]) or on_wire
-        if frame[offset + 9] != _TCP:
-            raise Skipped("not TCP")
-        if int.from_bytes(frame[offset + 6 : offset + 8]) & 0x1FFF:
-            raise Skipped("fragment")
-        header = (frame[offset] & 0x0F) * 4
-        source, destination = (IPV4_PREFIX + frame[at : at + 4] for at in (offset + 12, offset + 16))
-    elif version == 6:
-        payload = int.from_bytes(frame[offset + 4 : offset + 6])
-        total = payload + 40 if payload else on_wire
-        header = _behind_extensions(frame, offset)
-        source, destination = frame[offset + 8 : offset + 24], frame[offset + 24 : offset + 40]
-    else:
-        raise Skipped("not IP")
-    return _tcp(frame, offset + header, total - header, source, destination, outgoing)
-
-
-def _behind_extensions(frame: bytes, offset: int) -> int:
-    """The length of an IPv6 header with its extensions, up to a TCP header."""
-    following, at = frame[offset + 6], offset + 40
-    while following != _TCP:
-        if following == _FRAGMENT:
-            if int.from_bytes(frame[at + 2 : at + 4]) & 0xFFF8:
-                raise Skipped("fragment")
-            length = 8
-        elif following == _AUTHENTICATION:
-            length = (frame[at + 1] + 2) * 4
-        elif following in _EXTENSIONS:
-            length = (frame[at + 1] + 1) * 8
+        offset, outgoing, loopback = link_layer(frame)
+        version = frame[offset] >> 4
+        if version == 4:
+            source, destination, header_bytes, ip_bytes = _ipv4(frame, offset)
+        elif version == 6:
+            source, destination, header_bytes, ip_bytes = _ipv6(frame, offset)
         else:
-            raise Skipped("not TCP")
-        following, at = frame[at], at + length
-    return at - offset
-
-
-def _tcp(frame: bytes, at: int, tcp_bytes: int, source: bytes, destination: bytes, outgoing: bool | None) -> Decoded:
-    if len(frame) < at + 20:
-        raise Skipped("truncated")
-    source_port, destination_port, seq, ack, length, flags, window = _TCP_HEADER.unpack_from(frame, at)
-    header = (length >> 4) * 4
-    if header < 20:
-        raise Skipped("bad TCP header")
-    return Decoded(
+            raise Skipped("not IP")
+        source_port, destination_port, seq, ack, data_offset, flags, window = _TCP_HEADER(frame, offset + header_bytes)
+    except (struct.error, IndexError):
+        raise Skipped("truncated") from None
+    if data_offset < 0x50:
+        raise Skipped("malformed")
+    payload_bytes = (ip_bytes or wire_bytes - offset) - header_bytes - (data_offset >> 4) * 4
+    return Segment(
         source,
         destination,
         source_port,
@@ -158,6 +89,101 @@ def _tcp(frame: bytes, at: int, tcp_bytes: int, source: bytes, destination: byte
         ack,
         flags,
         window,
-        max(0, tcp_bytes - header),
+        max(0, payload_bytes),
         outgoing,
+        loopback,
     )
+
+
+_Network = tuple[int, bool | None, bool]
+"""Where the IP header begins, what is said of the direction, and whether this is a loopback interface."""
+
+
+def _ethernet(frame: bytes) -> _Network:
+    (ethertype,) = _U16(frame, 12)
+    # Linux gives the frames of its loopback interface no addresses at all.
+    return _behind_tags(frame, ethertype, 14), None, frame[:12] == _NO_ADDRESSES
+
+
+def _linux_cooked(frame: bytes) -> _Network:
+    packet_type, hardware, ethertype = _COOKED(frame)
+    return _behind_tags(frame, ethertype, 16), _DIRECTIONS.get(packet_type), hardware == _LOOPBACK_HARDWARE
+
+
+def _linux_cooked_v2(frame: bytes) -> _Network:
+    ethertype, hardware, packet_type = _COOKED_V2(frame)
+    return _behind_tags(frame, ethertype, 20), _DIRECTIONS.get(packet_type), hardware == _LOOPBACK_HARDWARE
+
+
+def _bsd_loopback(frame: bytes) -> _Network:
+    # The family is in the order of the host that captured, which may not be that of this one. Tunnels have this
+    # header too, so it does not tell a loopback interface.
+    if not {int.from_bytes(frame[:4], order) for order in _BYTE_ORDERS}.intersection(_ADDRESS_FAMILIES):
+        raise Skipped("not IP")
+    return 4, None, False
+
+
+def _raw(_: bytes) -> _Network:
+    return 0, None, False
+
+
+LINK_LAYERS: dict[int, Callable[[bytes], _Network]] = {
+    0: _bsd_loopback,
+    1: _ethernet,
+    12: _raw,
+    14: _raw,  # OpenBSD
+    101: _raw,
+    108: _bsd_loopback,
+    113: _linux_cooked,
+    228: _raw,  # IPv4 only
+    229: _raw,  # IPv6 only
+    276: _linux_cooked_v2,
+}
+"""The link layers understood, by their numbers in https://www.tcpdump.org/linktypes.html."""
+
+
+def _behind_tags(frame: bytes, ethertype: int, offset: int) -> int:
+    """The offset of an IP header behind the VLAN tags that may stand at `offset` (IEEE 802.1Q, 802.1ad)."""
+    while ethertype in _VLAN_TAGS:
+        (ethertype,) = _U16(frame, offset + 2)
+        offset += 4
+    if ethertype not in (_ETHERTYPE_IPV4, _ETHERTYPE_IPV6):
+        raise Skipped("not IP")
+    return offset
+
+
+def _ipv4(frame: bytes, offset: int) -> tuple[bytes, bytes, int, int]:
+    """Source, destination, length of the header, length of the packet."""
+    first, ip_bytes, fragment, protocol, source, destination = _IPV4_HEADER(frame, offset)
+    if protocol != _TCP:
+        raise Skipped("not TCP")
+    if fragment & 0x1FFF:
+        raise Skipped("fragment")
+    header_bytes = (first & 0x0F) * 4
+    if header_bytes < 20:
+        raise Skipped("malformed")
+    return IPV4_PREFIX + source, IPV4_PREFIX + destination, header_bytes, ip_bytes
+
+
+def _ipv6(frame: bytes, offset: int) -> tuple[bytes, bytes, int, int]:
+    """Source, destination, length of the header and its extensions (RFC 8200, section 4), length of the packet."""
+    payload_bytes, following, source, destination = _IPV6_HEADER(frame, offset)
+    header_bytes = 40
+    for _ in range(IPV6_EXTENSIONS_LIMIT):
+        if following == _TCP:
+            break
+        at = offset + header_bytes
+        if following == _FRAGMENT:
+            if _U16(frame, at + 2)[0] & 0xFFF8:
+                raise Skipped("fragment")
+            header_bytes += 8
+        elif following == _AUTHENTICATION:
+            header_bytes += (frame[at + 1] + 2) * 4  # RFC 4302, section 2.2
+        elif following in (_HOP_BY_HOP, _ROUTING, _DESTINATION):
+            header_bytes += (frame[at + 1] + 1) * 8
+        else:
+            break
+        following = frame[at]
+    if following != _TCP:
+        raise Skipped("not TCP")
+    return source, destination, header_bytes, payload_bytes and payload_bytes + 40
