@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import FLOW, RECORD, Batch, Direction, Flag, Kind, Mark, State, pick
+from tcpio_otel.batch import FLOW, RECORD, Batch, Direction, Flag, Kind, Mark, State, hot, pick
 from tcpio_otel.connections.events import CloseReason, Connection, End, Endpoint, Milestone, Role, Start
 from tcpio_otel.connections.identity import (
     FIN_RECEIVED_STATES,
@@ -392,8 +392,9 @@ class ConnectionTable:
         """Everything that is not plain data, one by one, in order."""
         packets = batch.is_packet
         known = slots >= 0
-        changing = (records["flags"] & _FLAGS_OF_INTEREST) != 0
-        changing |= records["window"] == 0
+        columns = hot(records)
+        changing = (columns["flags"] & _FLAGS_OF_INTEREST) != 0
+        changing |= columns["window"] == 0
         changing &= packets & known
         attentive = self._attentive
         if changing.any():
@@ -401,14 +402,14 @@ class ConnectionTable:
             attentive = attentive.copy()
             attentive[slots[changing]] = True
         interesting = ~packets
-        interesting |= (records["marks"] & _RETRANSMIT) != 0
+        interesting |= (columns["marks"] & _RETRANSMIT) != 0
         interesting |= attentive[np.maximum(slots, 0)]
-        self._learn_processes(records, slots, known)
+        self._learn_processes(records, columns, slots, known)
         rows = np.nonzero(interesting & known)[0]
-        columns = pick(records, rows)
-        facts = iter(_facts(pick(columns, ~packets[rows])))
+        chosen = pick(records, rows)
+        facts = iter(_facts(pick(chosen, ~packets[rows])))
         walked = zip(
-            rows.tolist(), packets[rows].tolist(), *(columns[field].tolist() for field in _ROW_FIELDS), strict=True
+            rows.tolist(), packets[rows].tolist(), *(chosen[field].tolist() for field in _ROW_FIELDS), strict=True
         )
         for row, is_packet, *fields in walked:
             slot = int(slots[row])
@@ -469,9 +470,9 @@ class ConnectionTable:
         later[same] = new
         return new
 
-    def _learn_processes(self, records: Records, slots: Slots, known: NDArray[np.bool_]) -> None:
+    def _learn_processes(self, records: Records, columns: Records, slots: Slots, known: NDArray[np.bool_]) -> None:
         """Note a connection's process where the records name another than before; the newest wins."""
-        pids = records["pid"]
+        pids = columns["pid"]
         news = known & (pids != 0) & (pids != self.flows["pid"][np.maximum(slots, 0)])
         for row in np.nonzero(news)[0].tolist():
             slot = int(slots[row])
@@ -633,10 +634,11 @@ class ConnectionTable:
         is_packet = counting.batch.is_packet[part]
         if not is_packet.all():
             records, slots = pick(records, is_packet), slots[is_packet]
-        cells = 2 * slots + records["direction"]
-        payload = records["payload_bytes"].astype(np.int64)
+        columns = hot(records)
+        cells = 2 * slots + columns["direction"]
+        payload = columns["payload_bytes"].astype(np.int64)
         self._last_seen[slots] = records["time_ns"]
-        np.add.at(self._packets, cells, np.maximum(records["gso_segments"], 1).astype(np.int64))
+        np.add.at(self._packets, cells, np.maximum(columns["gso_segments"], 1).astype(np.int64))
         np.add.at(self._payload, cells, payload)
         if not self._kernel_totals:
             self._follow_sequence(records, cells, payload)

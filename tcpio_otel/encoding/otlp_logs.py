@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import FLAG_NAMES, RECORD, Flag, Mark, offset_of
-from tcpio_otel.encoding import names
+from tcpio_otel.batch import FLAG_NAMES, Flag, Mark, hot
+from tcpio_otel.encoding import endpoints, names
 from tcpio_otel.encoding.columns import Buffer, Bytes, Offsets, Rows, Table, column, narrow, windows
-from tcpio_otel.encoding.endpoints import DIRECTIONS, address_text, columns, network_type, payload_text
+from tcpio_otel.encoding.endpoints import DIRECTIONS, address_text, network_type, payload_text
 from tcpio_otel.encoding.protobuf import bool_attribute, field, int_attribute, string_attribute, varint
 from tcpio_otel.encoding.rows import Ends, RowStore
 from tcpio_otel.payload import Items
@@ -55,19 +55,9 @@ _SEVERITIES = np.frombuffer(
     b"".join(b"\x10" + varint(number) + field(3, text) for number, text in ((INFO, b"INFO"), (WARN, b"WARN"))), "V8"
 )
 _FLAG_TEXT_LENGTHS = np.array([len(name) + 2 for name in FLAG_NAMES], np.int64)
+_TRANSPORT = string_attribute(names.NETWORK_TRANSPORT, "tcp")
+_CONNECTION_HEAD = np.frombuffer(_TRANSPORT[:8], "V8")  # every connection's attributes begin so
 _SPILL_BYTES = 200  # less than what stands between a connection's attributes and those of the next record
-
-_HOT = slice(60, 104)
-"""The bytes of a record that are read here: taken together once, because each look at a record costs a cache line."""
-_HOT_NAMES = ("cpu", "seq", "ack", "payload_bytes", "window", "gso_segments", "flags", "marks", "drop_reason")
-_HOT_DTYPE = np.dtype(
-    {
-        "names": list(_HOT_NAMES),
-        "formats": [RECORD[name] for name in _HOT_NAMES],
-        "offsets": [offset_of(name) - _HOT.start for name in _HOT_NAMES],
-        "itemsize": _HOT.stop - _HOT.start,
-    }
-)
 
 _CONTINUATION = np.array([0, 0, 0x80, 0x8080, 0x808080, 0x80808080], np.uint32)
 """Continuation bits of the first four bytes of a varint of 0 to 5 bytes."""
@@ -191,7 +181,8 @@ class PacketLogEncoder:
         ends: Offsets,
     ) -> int:
         """Write a chunk behind the `base` bytes that are there, note the items' ends, return the new size."""
-        numbers = self._connections.numbers(records, slots, flows)
+        columns = hot(records)
+        numbers = self._connections.numbers(records, columns, slots, flows)
         if numbers is None:
             half = len(records) // 2
             for side in (slice(half), slice(half, None)):
@@ -199,18 +190,18 @@ class PacketLogEncoder:
                     records[side], slots[side], flows, unix_offset_ns, observed_ns, base, ends[side]
                 )
             return base
-        store, n, hot = self._connections, len(records), _hot(records)
-        flags, payload_bytes, cpus = hot["flags"], hot["payload_bytes"], hot["cpu"].astype(np.int64)
-        seq, ack = hot["seq"].astype(np.uint32), hot["ack"].astype(np.uint32)
+        store, n = self._connections, len(records)
+        flags, payload_bytes, cpus = columns["flags"], columns["payload_bytes"], columns["cpu"].astype(np.int64)
+        seq, ack = columns["seq"].astype(np.uint32), columns["ack"].astype(np.uint32)
 
         text_lengths, connection_lengths = store.lengths(0, numbers), store.lengths(1, numbers)
         size_rows, size_lengths = self._payload_texts.prepare(payload_bytes)
         flag_rows, flag_lengths = self._flags.prepare(cpus << 8 | flags)
         payload_rows, payload_lengths = self._payloads.prepare(payload_bytes)
-        window_rows, window_lengths = self._windows.prepare(hot["window"])
+        window_rows, window_lengths = self._windows.prepare(columns["window"])
         lengths = text_lengths + size_lengths
         prefix_rows, prefix_lengths = self._prefixes.prepare(cpus << 9 | (lengths + _FLAG_TEXT_LENGTHS[flags]))
-        optional = self._optional(hot)
+        optional = self._optional(columns)
         short = np.nonzero((seq < 1 << 28) | (ack < 1 << 28))[0]
         short_seq_lengths, short_ack_lengths = _varint_lengths(seq[short]), _varint_lengths(ack[short])
         missing = 10 - short_seq_lengths - short_ack_lengths
@@ -250,14 +241,10 @@ class PacketLogEncoder:
             at[where] += widths
         self._seq.fill(seq)
         self._ack.fill(ack)
+        write(self._block[:n].view(f"V{self._block.shape[1]}").ravel(), at)
         if len(short):
-            regular = np.ones(n, np.bool_)
-            regular[short] = False
-            write(self._block[:n].view(f"V{self._block.shape[1]}").ravel()[regular], at[regular])
             self._write_short(write, seq[short], ack[short], short_seq_lengths, short_ack_lengths, at[short])
-        else:
-            write(self._block[:n].view(f"V{self._block.shape[1]}").ravel(), at)
-        self._write_joints(records, hot, lengths, unix_offset_ns, observed_ns, write, ends, base)
+        self._write_joints(records, columns, lengths, unix_offset_ns, observed_ns, write, ends, base)
         return int(ends[-1])
 
     def _write_connections(
@@ -282,27 +269,28 @@ class PacketLogEncoder:
         ack_lengths: Offsets,
         at: Offsets,
     ) -> None:
-        """`tcp.seq` and `tcp.ack` where one takes fewer than five bytes: one after the other, the last exact."""
+        """`tcp.seq` and `tcp.ack` where one takes fewer than five bytes, and what they spilled over behind them."""
         self._short_seq.fill_short(seq, seq_lengths)
         self._short_ack.fill_short(ack, ack_lengths)
         width = len(self._seq.template)
         halves = self._short_block[: len(at)].reshape(len(at), 2, width)
-        write(halves[:, 0].copy().view(f"V{width}").ravel(), at)
-        at = at + width - 5 + seq_lengths
-        acks = halves[:, 1].copy().view(f"V{width}").ravel()
-        for length in np.unique(ack_lengths).tolist():
-            chosen = ack_lengths == length
-            write(narrow(acks, width - 5 + length)[chosen], at[chosen])
+        for half, lengths in ((0, seq_lengths), (1, ack_lengths)):
+            write(halves[:, half].copy().view(f"V{width}").ravel(), at)
+            at = at + width - 5 + lengths
+        write(_CONNECTION_HEAD, at)
 
-    def _optional(self, hot: NDArray[np.void]) -> list[tuple[NDArray[np.intp], Rows, Offsets]]:
+    def _optional(self, columns: NDArray[np.void]) -> list[tuple[NDArray[np.intp], Rows, Offsets]]:
         """Attributes that few records have: which records, the rows, and their lengths."""
-        marks, counts = hot["marks"], hot["gso_segments"]
+        marks, counts = columns["marks"], columns["gso_segments"]
         found = []
-        for table, mask, keys in (
-            (self._segments, counts > 1, counts),
-            (self._retransmits, marks & _RETRANSMIT != 0, np.zeros(len(hot), np.int64)),
-            (self._drops, (marks & _DROPPED != 0) & (hot["drop_reason"] != 0), hot["drop_reason"]),
-        ):
+        wanted = [(self._segments, counts > 1, counts)]
+        if (marks & (_RETRANSMIT | _DROPPED)).any():
+            reasons = columns["drop_reason"]
+            wanted += [
+                (self._retransmits, marks & _RETRANSMIT != 0, np.zeros(len(columns), np.int64)),
+                (self._drops, (marks & _DROPPED != 0) & (reasons != 0), reasons),
+            ]
+        for table, mask, keys in wanted:
             rows = np.nonzero(mask)[0]
             if len(rows):
                 numbers, lengths = table.prepare(keys[rows])
@@ -312,7 +300,7 @@ class PacketLogEncoder:
     def _write_joints(
         self,
         records: NDArray[np.void],
-        hot: NDArray[np.void],
+        columns: NDArray[np.void],
         lengths: Offsets,
         unix_offset_ns: int,
         observed_ns: int,
@@ -323,7 +311,7 @@ class PacketLogEncoder:
         """The head of every record, with the tail of the one before it; one more for the tail of the last."""
         n = len(records)
         joints = self._joints[: n + 1]
-        warn = ((hot["flags"] & _WARN_FLAGS) | (hot["marks"] & _RETRANSMIT)) != 0
+        warn = ((columns["flags"] & _WARN_FLAGS) | (columns["marks"] & _RETRANSMIT)) != 0
         lengths -= _LENGTH_PREFIX
         joints["observed"] = observed_ns
         joints["record_length"][:n] = (lengths & 0x7F) | 0x80 | (lengths >> 7) << 8
@@ -333,13 +321,6 @@ class PacketLogEncoder:
         where[0], where[1:] = base, ends
         where -= _TAIL_BYTES
         write(joints.view(f"V{_JOINT.itemsize}"), where)
-
-
-def _hot(records: NDArray[np.void]) -> NDArray[np.void]:
-    """The columns that are read of every record, packed (dtype _HOT_DTYPE)."""
-    raw = records.view(np.uint8).reshape(len(records), RECORD.itemsize)
-    packed: NDArray[np.void] = np.ascontiguousarray(raw[:, _HOT]).view(_HOT_DTYPE).ravel()
-    return packed
 
 
 def _body_prefix(key: int) -> bytes:
@@ -362,7 +343,7 @@ def _flags_and_cpu(key: int) -> bytes:
 
 def _connection_rows(ends: Ends) -> tuple[bytes, bytes]:
     """What of a record belongs to its connection and direction: columns of the body; attributes and ids."""
-    text = columns(ends.local, ends.local_port, ends.peer, ends.peer_port, ends.direction)
+    text = endpoints.columns(ends.local, ends.local_port, ends.peer, ends.peer_port, ends.direction)
     attributes = [
         _TRANSPORT,
         string_attribute(names.NETWORK_TYPE, network_type(ends.local)),
@@ -390,5 +371,4 @@ def _connection_rows(ends: Ends) -> tuple[bytes, bytes]:
     return text.encode(), b"".join(attributes) + ids
 
 
-_TRANSPORT = string_attribute(names.NETWORK_TRANSPORT, "tcp")
 _DIRECTIONS = {int(direction): string_attribute(names.IO_DIRECTION, name) for direction, name in DIRECTIONS.items()}

@@ -69,17 +69,21 @@ class RowStore:
         self._lengths: list[Offsets] = [np.zeros(size, np.int64) for _ in self._widths]
 
     def numbers(
-        self, records: NDArray[np.void], slots: NDArray[np.int64], flows: NDArray[np.void]
+        self,
+        records: NDArray[np.void],
+        columns: NDArray[np.void],
+        slots: NDArray[np.int64],
+        flows: NDArray[np.void],
     ) -> NDArray[np.int64] | None:
-        """The row number of each record (int64, shape (n,)), all made and fresh.
+        """The row number of each record (int64, shape (n,)), all made and fresh; `columns` are `batch.hot` of them.
 
         None when two records of one connection and direction show different tuples in their headers: then no single
         row serves both, and the caller encodes them apart.
         """
         if len(flows) > self._slots:
             self._reset(len(flows))
-        translated = (records["marks"] & _TRANSLATED) != 0
-        numbers: NDArray[np.int64] = (slots + translated * np.int64(self._slots)) * 2 + records["direction"]
+        translated = (columns["marks"] & _TRANSLATED) != 0
+        numbers: NDArray[np.int64] = (slots + translated * np.int64(self._slots)) * 2 + columns["direction"]
         versions = flows["version"][slots]
         headers = _headers(records) if translated.any() else None
         for _ in range(_TRIES):
