@@ -121,7 +121,8 @@ def stages() -> dict[str, Stage]:
     records["marks"] = 0
     parts = [slice(start, start + BATCH) for start in range(0, len(records), BATCH)]
     table, inlets = established(records), [Inlet(records[part]) for part in parts]
-    protobuf, json_lines = PacketLogEncoder({}), PacketJsonEncoder({})
+    # An encoder for each: shared, they would make every connection's rows anew at each turn.
+    protobuf, following, json_lines = PacketLogEncoder({}), PacketLogEncoder({}), PacketJsonEncoder({})
     text = PacketTable(time=False, process=False, seq=False)
 
     def each(work: Callable[[slice], object]) -> Stage:
@@ -135,7 +136,7 @@ def stages() -> dict[str, Stage]:
 
     def whole(part: slice) -> None:
         found = followed(part)
-        items = protobuf.encode(records[part], found, table.flows, 0, 1)
+        items = following.encode(records[part], found, table.flows, 0, 1)
         batcher = Batcher(Signal.LOGS, ENVELOPE.wrap, max_bytes=1 << 26, max_items=BATCH, max_age_ns=0, packets=True)
         (request,) = batcher.add(items, 0)
         assert request.items == BATCH
