@@ -16,6 +16,7 @@ _MIXERS = (
     0xFF51AFD7ED558CCD,
 )
 _EMPTY, _REMOVED = -1, -2
+_SPARSE = 16  # buckets for each key, of four bytes
 
 Keys = NDArray[np.uint64]
 """Keys by word: shape (5, n)."""
@@ -41,12 +42,13 @@ def hashes_of(keys: Keys) -> NDArray[np.uint64]:
 class Index:
     """Open addressing with linear probing; a slot holds one key, and every key has one slot.
 
-    Slots are small integers that the caller hands out. Grows by itself; stays at most half full.
+    Slots are small integers that the caller hands out. Grows by itself; stays mostly empty, so that
+    nearly every key is found at its first bucket, and a batch is not walked again for a few that are not.
     """
 
     def __init__(self, slots: int = 1024) -> None:
         self._keys: Keys = np.zeros((WORDS, slots), np.uint64)
-        self._buckets = np.full(4 * slots, _EMPTY, np.int32)
+        self._buckets = np.full(_SPARSE * slots, _EMPTY, np.int32)
         self._where = np.full(slots, _EMPTY, np.int64)  # the bucket of each slot
         self._used = 0  # buckets that are not empty, removed ones included
 
@@ -73,7 +75,7 @@ class Index:
         """Give a key that is not in the table its slot."""
         while slot >= self._keys.shape[1]:
             self._grow_slots()
-        if 2 * (self._used + 1) > len(self._buckets):
+        if _SPARSE // 2 * (self._used + 1) > len(self._buckets):
             self._rebuild()
         self._keys[:, slot] = key
         self._place(slot, hashed)
@@ -103,7 +105,7 @@ class Index:
         """Sweep removed buckets out, and double the table if it is full of live ones."""
         live = np.nonzero(self._where != _EMPTY)[0]
         size = len(self._buckets)
-        while 4 * (len(live) + 1) > size:
+        while _SPARSE * (len(live) + 1) > size:
             size *= 2
         self._buckets = np.full(size, _EMPTY, np.int32)
         self._used = 0

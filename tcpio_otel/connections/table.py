@@ -140,6 +140,7 @@ class _Counting:
     """How far the records of a batch have been counted into the columns of their slots."""
 
     batch: Batch
+    columns: Records
     slots: Slots
     counted: int = 0
 
@@ -176,7 +177,7 @@ class ConnectionTable:
         self._versions = itertools.count(1)
         self._embryonic: dict[tuple[int, int], int] = {}
         self._ended: list[Connection] = []
-        self._counting = _Counting(Batch(np.empty(0, RECORD), 0, 0), np.empty(0, np.int64))
+        self._counting = _Counting(Batch(np.empty(0, RECORD), 0, 0), np.empty(0, RECORD), np.empty(0, np.int64))
         self._row = -1  # the record of the batch that is looked at
         self._open = 0
         self.flows: Records = np.zeros(1024, FLOW)
@@ -262,8 +263,9 @@ class ConnectionTable:
             hashes = hashes_of(keys)
             slots = self._index.find(keys, hashes)
             self._admit(batch, records, keys, hashes, slots)
-            self._counting = _Counting(batch, slots)
-            self._walk(batch, records, keys, slots)
+            columns = hot(records)
+            self._counting = _Counting(batch, columns, slots)
+            self._walk(batch, records, columns, keys, slots)
             self._count_to(len(records))
             slots = slots[batch.is_packet]
         self._expire(now_ns)
@@ -388,11 +390,10 @@ class ConnectionTable:
                 self._report(slot, entry, End.EVICTED, now_ns)
                 self._leave(slot)
 
-    def _walk(self, batch: Batch, records: Records, keys: Keys, slots: Slots) -> None:
+    def _walk(self, batch: Batch, records: Records, columns: Records, keys: Keys, slots: Slots) -> None:
         """Everything that is not plain data, one by one, in order."""
         packets = batch.is_packet
         known = slots >= 0
-        columns = hot(records)
         changing = (columns["flags"] & _FLAGS_OF_INTEREST) != 0
         changing |= columns["window"] == 0
         changing &= packets & known
@@ -630,18 +631,17 @@ class ConnectionTable:
         if part.start >= row:
             return
         counting.counted = row
-        records, slots = counting.batch.records[part], counting.slots[part]
+        times, columns, slots = counting.batch.records["time_ns"][part], counting.columns[part], counting.slots[part]
         is_packet = counting.batch.is_packet[part]
         if not is_packet.all():
-            records, slots = pick(records, is_packet), slots[is_packet]
-        columns = hot(records)
+            times, columns, slots = times[is_packet], columns[is_packet], slots[is_packet]
         cells = 2 * slots + columns["direction"]
         payload = columns["payload_bytes"].astype(np.int64)
-        self._last_seen[slots] = records["time_ns"]
+        self._last_seen[slots] = times
         np.add.at(self._packets, cells, np.maximum(columns["gso_segments"], 1).astype(np.int64))
         np.add.at(self._payload, cells, payload)
         if not self._kernel_totals:
-            self._follow_sequence(records, cells, payload)
+            self._follow_sequence(columns, cells, payload)
 
     def _follow_sequence(self, packets: Records, cells: Slots, payload: Slots) -> None:
         """How far each end's sequence numbers came: payload, SYN and FIN, each counted once whatever was repeated."""
