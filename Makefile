@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev python3-venv
-TEST_PACKAGES := tcpdump tshark iproute2 bpftool
+TEST_PACKAGES := tcpdump iproute2
 
 PROBE := $(wildcard bpf/*.h bpf/*.c)
 # What `run` is given, as in `make run ARGS="--port 443"`.

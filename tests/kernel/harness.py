@@ -1,5 +1,6 @@
 """Real traffic in a namespace, the agent as its users start it, and what both left behind."""
 
+import ctypes
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 AGENT = [sys.executable, "-m", "tcpio_otel.cli"]
+PROGRAM_NAME = slice(64, 80)  # in struct bpf_prog_info
 TRAFFIC = Path(__file__).with_name("programs.py")
 
 
@@ -112,9 +114,17 @@ def agent(directory: Path, *arguments: str, **environment: str) -> Iterator[Agen
 
 
 def attached() -> int:
-    """How many programs of ours are loaded on this host."""
-    shown = subprocess.run(["bpftool", "-j", "prog", "show"], check=True, capture_output=True, text=True).stdout
-    return sum(program.get("name", "").startswith("tcpio_") for program in json.loads(shown))
+    """How many programs of ours are loaded on this host, says the kernel."""
+    libbpf, found, identifier = ctypes.CDLL("libbpf.so.1"), 0, ctypes.c_uint32(0)
+    while libbpf.bpf_prog_get_next_id(identifier, ctypes.byref(identifier)) == 0:
+        program = libbpf.bpf_prog_get_fd_by_id(identifier)
+        if program < 0:
+            continue  # it has gone in between
+        info, size = ctypes.create_string_buffer(256), ctypes.c_uint32(256)
+        libbpf.bpf_obj_get_info_by_fd(program, info, ctypes.byref(size))
+        os.close(program)
+        found += info.raw[PROGRAM_NAME].startswith(b"tcpio_")
+    return found
 
 
 def wait_for(condition: Any, what: str, timeout_s: float = 30) -> None:
