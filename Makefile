@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev python3-venv
-TEST_PACKAGES := tcpdump iproute2
+TEST_PACKAGES := tcpdump iproute2 libclang-rt-dev
 
-PROBE := $(wildcard bpf/*.h bpf/*.c)
+SOURCES := $(wildcard bpf/*.h bpf/*.c tcpio_otel/*.h tcpio_otel/*/*.c)
 # What `run` is given, as in `make run ARGS="--port 443"`.
 ARGS ?=
 
@@ -35,7 +35,7 @@ define install
 	DEBIAN_FRONTEND=noninteractive $(ROOT) apt-get install -yq --no-install-recommends $$missing >/dev/null
 endef
 
-$(VENV)/.ready: pyproject.toml hatch_build.py $(PROBE)
+$(VENV)/.ready: pyproject.toml hatch_build.py $(SOURCES)
 	$(call install,$(PACKAGES))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; name it: make setup PYTHON=python3.12"; exit 1; }
@@ -60,13 +60,13 @@ lint: setup ## Check style, types, import direction and the layout of the C code
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/clang-format --dry-run --Werror bpf/*.h bpf/*.c
+	@$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 .PHONY: format
 format: setup ## Lay out Python and C as `lint` wants it
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
-	@$(BIN)/clang-format -i bpf/*.h bpf/*.c
+	@$(BIN)/clang-format -i $(SOURCES)
 
 .PHONY: bench
 bench: setup ## Measure the stages, in one run, against the OpenTelemetry SDK's own path
@@ -74,4 +74,4 @@ bench: setup ## Measure the stages, in one run, against the OpenTelemetry SDK's 
 
 .PHONY: clean
 clean: ## Remove what setup made
-	rm -rf $(VENV) tcpio_otel/capture/tcpio.bpf.o build dist
+	rm -rf $(VENV) tcpio_otel/capture/tcpio.bpf.o tcpio_otel/libtcpio.so build dist

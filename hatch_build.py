@@ -1,4 +1,4 @@
-"""Compiles the probe into the package: runs whenever the package is built or installed, editable or not."""
+"""Compiles the C parts into the package: runs whenever the package is built or installed, editable or not."""
 
 import platform
 import shutil
@@ -9,18 +9,18 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("bpf/tcpio.bpf.c")
-TARGET = Path("tcpio_otel/capture/tcpio.bpf.o")
+PROBE = Path("tcpio_otel/capture/tcpio.bpf.o")
+NATIVE = Path("tcpio_otel/libtcpio.so")
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
+WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror")
 
 
-class ProbeBuildHook(BuildHookInterface[Any]):
-    """Runs clang on the probe; the object is the same for every kernel, by CO-RE."""
+class CompileHook(BuildHookInterface[Any]):
+    """Runs clang on the probe, whose object serves every kernel by CO-RE, and on the passes over batches."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build the object where the wheel's file list expects it."""
+        """Build both where the wheel's file list expects them."""
         root = Path(self.root)
-        target = root / TARGET
         machine = platform.machine()
         clang = shutil.which("clang")
         if clang is None:
@@ -28,21 +28,31 @@ class ProbeBuildHook(BuildHookInterface[Any]):
         if machine not in ARCHITECTURES:
             raise SystemExit(f"tcpio-otel: no probe for {machine}; known: {', '.join(ARCHITECTURES)}")
         multiarch = sysconfig.get_config_var("MULTIARCH") or f"{machine}-linux-gnu"
-        command = [
-            *(clang, "-g", "-O2", "-target", "bpf", "-mcpu=v3", f"-D__TARGET_ARCH_{ARCHITECTURES[machine]}"),
-            *("-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror"),
+        common = [clang, "-O2", *WARNINGS, f"-ffile-prefix-map={root}=.", f"-I{root / 'bpf'}"]
+        probe = [
+            *("-g", "-target", "bpf", "-mcpu=v3", f"-D__TARGET_ARCH_{ARCHITECTURES[machine]}"),
             # Debian keeps asm/ apart by architecture, and clang for BPF does not look there by itself.
-            *("-I", f"/usr/include/{multiarch}", f"-ffile-prefix-map={root}=."),
-            *("-c", str(root / SOURCE), "-o", str(target)),
+            *("-I", f"/usr/include/{multiarch}", "-c", str(root / "bpf/tcpio.bpf.c")),
         ]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise SystemExit(
-                "tcpio-otel: the probe does not compile; are libbpf-dev and linux-libc-dev installed?\n" + result.stderr
+        native = [
+            *("-shared", "-fPIC", "-fvisibility=default", f"-I{root / 'tcpio_otel'}"),
+            *map(str, sorted((root / "tcpio_otel").glob("*/*.c"))),
+        ]
+        for what, target, arguments in (("probe", PROBE, probe), ("native part", NATIVE, native)):
+            # A process that runs the old one keeps it: the new file takes its name, not its place.
+            fresh = root / target.with_suffix(".new")
+            result = subprocess.run(
+                [*common, *arguments, "-o", str(fresh)], capture_output=True, text=True, check=False
             )
-        if strip := shutil.which("llvm-strip"):
-            # DWARF goes, BTF stays: a fifth of the size.
-            subprocess.run([strip, "-g", str(target)], check=True)
+            if result.returncode:
+                raise SystemExit(
+                    f"tcpio-otel: the {what} does not compile; are libbpf-dev and linux-libc-dev installed?\n"
+                    + result.stderr
+                )
+            if target is PROBE and (strip := shutil.which("llvm-strip")):
+                # DWARF goes, BTF stays: a fifth of the size.
+                subprocess.run([strip, "-g", str(fresh)], check=True)
+            fresh.replace(root / target)
         build_data["pure_python"] = False
         build_data["infer_tag"] = False
         build_data["tag"] = f"py3-none-linux_{machine}"

@@ -136,29 +136,6 @@ def offset_of(name: str) -> int:
     return int(fields[name][1])
 
 
-_HOT = slice(56, 104)
-_HOT_NAMES = (
-    "pid", "cpu", "kind", "seq", "ack", "payload_bytes", "window", "gso_segments", "flags", "direction", "marks",
-    "drop_reason",
-)  # fmt: skip
-HOT = np.dtype(
-    {
-        "names": list(_HOT_NAMES),
-        "formats": [RECORD[name] for name in _HOT_NAMES],
-        "offsets": [offset_of(name) - _HOT.start for name in _HOT_NAMES],
-        "itemsize": _HOT.stop - _HOT.start,
-    }
-)
-"""The fields that every stage looks at, as they stand side by side in a record."""
-
-
-def hot(records: NDArray[np.void]) -> NDArray[np.void]:
-    """Those fields of all records, packed (dtype HOT): each look at a whole record costs a cache line of its own."""
-    raw = records.view(np.uint8).reshape(len(records), RECORD.itemsize)
-    packed: NDArray[np.void] = np.ascontiguousarray(raw[:, _HOT]).view(HOT).ravel()
-    return packed
-
-
 RAW = np.dtype(f"V{RECORD.itemsize}")
 """A record without its fields: NumPy joins and picks such arrays as bytes, where it would repack structured ones."""
 

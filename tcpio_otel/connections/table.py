@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import FLOW, RECORD, Batch, Direction, Flag, Kind, Mark, State, hot, pick
+from tcpio_otel import native
+from tcpio_otel.batch import FLOW, RECORD, Batch, Direction, Flag, Kind, Mark, State, pick
 from tcpio_otel.connections.events import CloseReason, Connection, End, Endpoint, Milestone, Role, Start
 from tcpio_otel.connections.identity import (
     FIN_RECEIVED_STATES,
@@ -22,16 +23,15 @@ from tcpio_otel.connections.identity import (
     identity,
     initial_sequence,
 )
-from tcpio_otel.connections.index import Index, Keys, hashes_of, keys_of
+from tcpio_otel.connections.index import Index, Keys, keys_of
 from tcpio_otel.connections.lifecycle import Life, Phase, Segment
 
 Records = NDArray[np.void]
 Slots = NDArray[np.int64]
 
 _MODULUS = 1 << 32
-_FLAGS_OF_INTEREST = int(Flag.SYN | Flag.FIN | Flag.RST)
 _SYN, _ACK, _RST = int(Flag.SYN), int(Flag.ACK), int(Flag.RST)
-_NO_SOCKET, _LISTENER, _RETRANSMIT = int(Mark.NO_SOCKET), int(Mark.LISTENER), int(Mark.RETRANSMIT)
+_NO_SOCKET, _LISTENER = int(Mark.NO_SOCKET), int(Mark.LISTENER)
 _UNMEASURED_RTT = (1 << 32) - 1
 _TRANSMIT, _RESET_KIND, _CLOSE = int(Direction.TRANSMIT), int(Kind.RESET), int(State.CLOSE)
 _NEVER = np.iinfo(np.int64).max
@@ -139,8 +139,7 @@ class _Entry:
 class _Counting:
     """How far the records of a batch have been counted into the columns of their slots."""
 
-    batch: Batch
-    columns: Records
+    records: Records
     slots: Slots
     counted: int = 0
 
@@ -177,7 +176,7 @@ class ConnectionTable:
         self._versions = itertools.count(1)
         self._embryonic: dict[tuple[int, int], int] = {}
         self._ended: list[Connection] = []
-        self._counting = _Counting(Batch(np.empty(0, RECORD), 0, 0), np.empty(0, RECORD), np.empty(0, np.int64))
+        self._counting = _Counting(np.empty(0, RECORD), np.empty(0, np.int64))
         self._row = -1  # the record of the batch that is looked at
         self._open = 0
         self.flows: Records = np.zeros(1024, FLOW)
@@ -260,12 +259,10 @@ class ConnectionTable:
         slots = np.empty(0, np.int64)
         if len(records):
             keys = keys_of(records)
-            hashes = hashes_of(keys)
-            slots = self._index.find(keys, hashes)
-            self._admit(batch, records, keys, hashes, slots)
-            columns = hot(records)
-            self._counting = _Counting(batch, columns, slots)
-            self._walk(batch, records, columns, keys, slots)
+            slots = self._index.find(keys)
+            self._admit(batch, records, keys, slots)
+            self._counting = _Counting(records, slots)
+            self._walk(batch, records, keys, slots)
             self._count_to(len(records))
             slots = slots[batch.is_packet]
         self._expire(now_ns)
@@ -291,30 +288,29 @@ class ConnectionTable:
         return self._take_ended()
 
     def _find(self, records: Records) -> list[int]:
-        keys = keys_of(records)
-        slots: list[int] = self._index.find(keys, hashes_of(keys)).tolist()
+        slots: list[int] = self._index.find(keys_of(records)).tolist()
         return slots
 
     def _take_ended(self) -> list[Connection]:
         ended, self._ended = self._ended, []
         return ended
 
-    def _admit(self, batch: Batch, records: Records, keys: Keys, hashes: NDArray[np.uint64], slots: Slots) -> None:
+    def _admit(self, batch: Batch, records: Records, keys: Keys, slots: Slots) -> None:
         """Give a slot to every key that has none."""
         unknown = np.nonzero(slots < 0)[0]
         if not len(unknown):
             return
         born: dict[tuple[int, ...], int] = {}
-        for row, *key in zip(unknown.tolist(), *keys[:, unknown].tolist(), strict=True):
+        for row, *key in zip(unknown.tolist(), *keys[unknown].T.tolist(), strict=True):
             slot = born.get(tuple(key))
             if slot is None:
-                slot = self._birth(batch, records[row], tuple(key), int(hashes[row]))
+                slot = self._birth(batch, records[row], tuple(key))
                 if slot is None:
                     continue
                 born[tuple(key)] = slot
             slots[row] = slot
 
-    def _birth(self, batch: Batch, record: Any, key: tuple[int, ...], hashed: int) -> int | None:
+    def _birth(self, batch: Batch, record: Any, key: tuple[int, ...]) -> int | None:
         """A slot for the first record of a key; None when the record tells of no connection at all."""
         kind, flags, marks = int(record["kind"]), int(record["flags"]), int(record["marks"])
         if kind == Kind.RESET or (kind == Kind.SOCKET and record["new_state"] == State.CLOSE):
@@ -335,14 +331,12 @@ class ConnectionTable:
             start = Start.INHERITED
         if life and start is Start.INHERITED:
             life.inherit(opened_by_us=None, local_isn=None, peer_isn=None)
-        slot = self._open_slot(record, key, hashed, life, start, batch.unix_offset_ns)
+        slot = self._open_slot(record, key, life, start, batch.unix_offset_ns)
         if marks & _LISTENER and flags & (_SYN | _ACK) == _SYN:
             self._embryonic[int(record["netns"]), int(record["seq"])] = slot
         return slot
 
-    def _open_slot(
-        self, record: Any, key: tuple[int, ...], hashed: int, life: Life | None, start: Start, offset_ns: int
-    ) -> int:
+    def _open_slot(self, record: Any, key: tuple[int, ...], life: Life | None, start: Start, offset_ns: int) -> int:
         entry = _Entry(
             Endpoint(record["local_address"].tobytes(), int(record["local_port"])),
             Endpoint(record["peer_address"].tobytes(), int(record["peer_port"])),
@@ -353,7 +347,7 @@ class ConnectionTable:
         entry.start = start
         slot = self._allocate(int(record["time_ns"]))
         self._entries[slot] = entry
-        self._index.insert(key, hashed, slot)
+        self._index.insert(key, slot)
         self.flows[slot] = np.zeros((), FLOW)
         self.flows["pid"][slot], self.flows["process_name"][slot] = record["pid"], record["process_name"]
         self._renew(slot)
@@ -390,23 +384,10 @@ class ConnectionTable:
                 self._report(slot, entry, End.EVICTED, now_ns)
                 self._leave(slot)
 
-    def _walk(self, batch: Batch, records: Records, columns: Records, keys: Keys, slots: Slots) -> None:
+    def _walk(self, batch: Batch, records: Records, keys: Keys, slots: Slots) -> None:
         """Everything that is not plain data, one by one, in order."""
+        rows = self._sift(records, slots)
         packets = batch.is_packet
-        known = slots >= 0
-        changing = (columns["flags"] & _FLAGS_OF_INTEREST) != 0
-        changing |= columns["window"] == 0
-        changing &= packets & known
-        attentive = self._attentive
-        if changing.any():
-            # From there on every segment of the connection counts, within this batch too.
-            attentive = attentive.copy()
-            attentive[slots[changing]] = True
-        interesting = ~packets
-        interesting |= (columns["marks"] & _RETRANSMIT) != 0
-        interesting |= attentive[np.maximum(slots, 0)]
-        self._learn_processes(records, columns, slots, known)
-        rows = np.nonzero(interesting & known)[0]
         chosen = pick(records, rows)
         facts = iter(_facts(pick(chosen, ~packets[rows])))
         walked = zip(
@@ -461,25 +442,28 @@ class ConnectionTable:
         if entry and not entry.reported:
             self._report(old, entry, End.OBSERVED, int(records["time_ns"][row]))
         self._leave(old)
-        key = tuple(keys[:, row].tolist())
-        new = self._birth(batch, records[row], key, int(hashes_of(keys[:, row : row + 1])[0]))
+        new = self._birth(batch, records[row], tuple(keys[row].tolist()))
         if new is None:
             return old
         later = slots[row:]
         same = later == old
-        same &= (keys[:, row:] == keys[:, row : row + 1]).all(axis=0)
+        same &= (keys[row:] == keys[row]).all(axis=1)
         later[same] = new
         return new
 
-    def _learn_processes(self, records: Records, columns: Records, slots: Slots, known: NDArray[np.bool_]) -> None:
-        """Note a connection's process where the records name another than before; the newest wins."""
-        pids = columns["pid"]
-        news = known & (pids != 0) & (pids != self.flows["pid"][np.maximum(slots, 0)])
-        for row in np.nonzero(news)[0].tolist():
+    def _sift(self, records: Records, slots: Slots) -> NDArray[np.int64]:
+        """The records to look at one by one; learns, by the way, which process each connection belongs to."""
+        rows, strangers, strange = np.empty_like(slots), np.empty_like(slots), np.zeros(1, np.int64)
+        attentive, pids = self._attentive[: len(self._entries)].copy(), self.flows["pid"]
+        found = native.library.tcpio_sift(
+            records, slots, len(records), attentive, pids, pids.strides[0], rows, strangers, strange
+        )
+        for row in strangers[: strange[0]].tolist():
+            # The newest wins.
             slot = int(slots[row])
-            self.flows["pid"][slot] = pids[row]
-            self.flows["process_name"][slot] = records["process_name"][row]
+            pids[slot], self.flows["process_name"][slot] = records["pid"][row], records["process_name"][row]
             self._renew(slot)
+        return rows[:found]
 
     def _packet(self, slot: int, entry: _Entry, row: _Row) -> None:
         life = entry.life
@@ -627,39 +611,10 @@ class ConnectionTable:
     def _count_to(self, row: int) -> None:
         """Count the records of the batch before `row`, into the slots that are theirs by now."""
         counting = self._counting
-        part = slice(counting.counted, row)
-        if part.start >= row:
-            return
-        counting.counted = row
-        times, columns, slots = counting.batch.records["time_ns"][part], counting.columns[part], counting.slots[part]
-        is_packet = counting.batch.is_packet[part]
-        if not is_packet.all():
-            times, columns, slots = times[is_packet], columns[is_packet], slots[is_packet]
-        cells = 2 * slots + columns["direction"]
-        payload = columns["payload_bytes"].astype(np.int64)
-        self._last_seen[slots] = times
-        np.add.at(self._packets, cells, np.maximum(columns["gso_segments"], 1).astype(np.int64))
-        np.add.at(self._payload, cells, payload)
-        if not self._kernel_totals:
-            self._follow_sequence(columns, cells, payload)
-
-    def _follow_sequence(self, packets: Records, cells: Slots, payload: Slots) -> None:
-        """How far each end's sequence numbers came: payload, SYN and FIN, each counted once whatever was repeated."""
-        flags = packets["flags"]
-        counted = (flags & _RST) == 0
-        cells, payload, flags = cells[counted], payload[counted], flags[counted]
-        starts = packets["seq"][counted]
-        extra = ((flags & _SYN) != 0).astype(np.int64) + ((flags & int(Flag.FIN)) != 0)
-        ends = (starts.astype(np.int64) + payload + extra).astype(np.uint32)
-        fresh = (self._progress[cells] == 0) & (self._high[cells] == 0)
-        # The first segment of an end sets where it starts; written backwards, so that the first one stays.
-        rows = np.nonzero(fresh)[0][::-1]
-        self._high[cells[rows]] = starts[rows]
-        ahead = (ends - self._high[cells]).astype(np.int32).astype(np.int64)
-        furthest = np.zeros(len(self._high), np.int64)
-        np.maximum.at(furthest, cells, ahead)
-        self._progress += furthest
-        self._high += furthest.astype(np.uint32)
+        start, counting.counted = counting.counted, max(counting.counted, row)
+        records, slots = counting.records[start:row], counting.slots[start:row]
+        followed = (None, None) if self._kernel_totals else (self._high.ctypes, self._progress.ctypes)
+        native.library.tcpio_count(records, slots, len(slots), self._last_seen, self._packets, self._payload, *followed)
 
     # Ends.
 

@@ -7,7 +7,7 @@ from datetime import date, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import FLAG_NAMES, Flag, Mark, hot
+from tcpio_otel.batch import FLAG_NAMES, Flag, Mark
 from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import Buffer, Segment, Table, assemble, constant, decimals, nine_digits
 from tcpio_otel.encoding.endpoints import DIRECTIONS, address_text, columns, network_type, payload_text
@@ -111,7 +111,7 @@ class _Attributes:
         self, records: NDArray[np.void], slots: NDArray[np.int64], flows: NDArray[np.void]
     ) -> tuple[Segment, list[Segment]] | None:
         """The text of each connection, and the attributes; None as `RowStore.numbers` says it."""
-        numbers = self._connections.numbers(records, hot(records), slots, flows)
+        numbers = self._connections.numbers(records, slots, flows)
         if numbers is None:
             return None
         marks = records["marks"]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tcpio_otel import native
 from tcpio_otel.batch import RECORD, Mark, pick
 from tcpio_otel.encoding.columns import Offsets, Rows, Scratch
 
@@ -69,28 +70,23 @@ class RowStore:
         self._lengths: list[Offsets] = [np.zeros(size, np.int64) for _ in self._widths]
 
     def numbers(
-        self,
-        records: NDArray[np.void],
-        columns: NDArray[np.void],
-        slots: NDArray[np.int64],
-        flows: NDArray[np.void],
+        self, records: NDArray[np.void], slots: NDArray[np.int64], flows: NDArray[np.void]
     ) -> NDArray[np.int64] | None:
-        """The row number of each record (int64, shape (n,)), all made and fresh; `columns` are `batch.hot` of them.
+        """The row number of each record (int64, shape (n,)), all made and fresh.
 
         None when two records of one connection and direction show different tuples in their headers: then no single
         row serves both, and the caller encodes them apart.
         """
         if len(flows) > self._slots:
             self._reset(len(flows))
-        translated = (columns["marks"] & _TRANSLATED) != 0
-        numbers: NDArray[np.int64] = (slots + translated * np.int64(self._slots)) * 2 + columns["direction"]
-        versions = flows["version"][slots]
-        headers = _headers(records) if translated.any() else None
+        numbers, stale = np.empty(len(records), np.int64), np.empty(len(records), np.bool_)
+        versions = flows["version"]
         for _ in range(_TRIES):
-            stale = self._versions[numbers] != versions
-            if headers is not None:
-                stale |= translated & (headers != self._headers[numbers])
-            if not stale.any():
+            found = native.library.tcpio_row_numbers(
+                records, slots, len(records), versions, versions.strides[0], self._slots, self._versions, self._headers,
+                numbers, stale,
+            )  # fmt: skip
+            if not found:
                 return numbers
             self._make(records, slots, flows, numbers, np.nonzero(stale)[0])
         return None
@@ -125,6 +121,10 @@ class RowStore:
         translated = (chosen["marks"] & _TRANSLATED) != 0
         if translated.any():
             self._headers[made_numbers[translated]] = _headers(chosen)[translated]
+
+    def point(self, part: int, rows: native.Rows) -> None:
+        """Let `rows` point to a part of the rows, by row number; good until `numbers` is called again."""
+        native.point(rows, self._rows[part], self._lengths[part])
 
     def lengths(self, part: int, numbers: NDArray[np.int64]) -> Offsets:
         """The lengths of a part of rows (int64)."""

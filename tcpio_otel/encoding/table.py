@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import FLAG_NAMES, hot
+from tcpio_otel.batch import FLAG_NAMES
 from tcpio_otel.encoding.columns import Buffer, Segment, Table, assemble, constant, decimals
 from tcpio_otel.encoding.endpoints import HEADER, columns, payload_text
 from tcpio_otel.encoding.packet_json import clock_time
@@ -55,7 +55,7 @@ class PacketTable:
         observed_ns: int,
     ) -> Items:
         """Encode packet records; arguments as for `otlp_logs.PacketLogEncoder.encode`, one line a record."""
-        numbers = self._connections.numbers(records, hot(records), slots, flows)
+        numbers = self._connections.numbers(records, slots, flows)
         if numbers is None:
             half = len(records) // 2
             halves = [
