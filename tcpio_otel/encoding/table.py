@@ -1,6 +1,7 @@
 """Packet records to the table of `tcpio.d`, by column, with what flags add at its edges."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from tcpio_otel.encoding.endpoints import HEADER, columns, payload_text
 from tcpio_otel.encoding.packet_json import clock_time
 from tcpio_otel.encoding.rows import Ends, RowStore
 from tcpio_otel.payload import Items
+
+_QUARTER_NS = 900_000_000_000
 
 
 def printable(text: str) -> str:
@@ -71,7 +74,7 @@ class PacketTable:
         segments: list[Segment] = []
         if self._time:
             unix_ns = records["time_ns"] + np.uint64(unix_offset_ns)
-            segments += clock_time(unix_ns + np.uint64(_local_offset_ns(observed_ns)))
+            segments += clock_time(unix_ns + _local_offsets_ns(unix_ns))
         segments += [
             self._cpus.segment(records["cpu"]),
             (store.rows(0, numbers), store.lengths(0, numbers)),
@@ -88,7 +91,15 @@ class PacketTable:
         return Items(memoryview(bytes(text)), ends)
 
 
-def _local_offset_ns(unix_ns: int) -> int:
-    """How far local time is ahead of UTC, not negative: a day is added, and taken off again as time of day."""
-    offset = datetime.fromtimestamp(unix_ns / 1e9, UTC).astimezone().utcoffset()
+def _local_offsets_ns(unix_ns: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """How far local time is ahead of UTC at each time, not negative: where it is behind, a day is added."""
+    # Time zones change at whole quarters of an hour.
+    quarters, which = np.unique(unix_ns // np.uint64(_QUARTER_NS), return_inverse=True)
+    offsets: NDArray[np.uint64] = np.array([_local_offset_ns(quarter) for quarter in quarters.tolist()], np.uint64)
+    return offsets[which]
+
+
+@lru_cache(maxsize=1024)
+def _local_offset_ns(quarter: int) -> int:
+    offset = datetime.fromtimestamp(quarter * _QUARTER_NS // 1_000_000_000, UTC).astimezone().utcoffset()
     return int(offset.total_seconds() if offset else 0) % 86_400 * 1_000_000_000

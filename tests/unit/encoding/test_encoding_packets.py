@@ -1,6 +1,7 @@
 """Packet records by column against the slow, obvious encoding of the same."""
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
 from tcpio_otel.encoding.packet_json import JsonLines, PacketJsonEncoder
 from tcpio_otel.encoding.proto_json import JsonEnvelope
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
-from tcpio_otel.encoding.table import PacketTable, printable
+from tcpio_otel.encoding.table import PacketTable, _local_offset_ns, printable
 from tcpio_otel.payload import Items
 from tests import oracle, traffic
 
@@ -176,6 +177,35 @@ def test_flags_add_columns() -> None:
         assert rest == (
             f"{oracle.tcpio_line(record)}  {record['seq']} {record['ack']} {record['window']}  42 ev\\x1b[2Jil"
         )
+
+
+@pytest.mark.parametrize(
+    ("zone", "hours"),
+    [
+        ("Europe/Berlin", ["01:59:59", "03:00:00", "02:59:59", "02:00:00"]),
+        ("America/St_Johns", ["22:29:59", "22:30:00", "22:29:59", "22:30:00"]),
+    ],
+)
+def test_times_are_local_where_and_when_they_happened(
+    zone: str, hours: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--time shows what the clock on the wall showed then: on both sides of a change to summer time and back."""
+    spring, autumn = (
+        int(np.datetime64(moment, "ns").astype(np.int64)) for moment in ("2026-03-29T01", "2026-10-25T01")
+    )
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    _local_offset_ns.cache_clear()
+    try:
+        records, slots, flows = traffic.flows_and_records(4)
+        records["time_ns"] = [spring - 1, spring, autumn - 1, autumn]
+        table = PacketTable(time=True, process=False, seq=False)
+        lines = bytes(table.encode(records, slots, flows, 0, OBSERVED).buffer).decode().splitlines()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+        _local_offset_ns.cache_clear()
+    assert [line[:8] for line in lines] == hours
 
 
 def test_control_characters_are_escaped() -> None:
