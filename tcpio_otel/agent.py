@@ -187,7 +187,9 @@ def _pipeline(config: Config, ledger: Ledger, vocabulary: Vocabulary, outputs: O
         connections=_table(config, vocabulary),
         packet_encoder=outputs.packet_encoder,
         encode_spans=outputs.encode_spans,
+        encode_summaries=outputs.encode_summaries,
         logs=outputs.logs,
+        summaries=outputs.summaries,
         traces=outputs.traces,
         clock=boot_ns,
         handshake_wait_ns=int(config.connections.handshake_wait * 1e9),
@@ -202,6 +204,7 @@ def _table(config: Config, vocabulary: Vocabulary) -> Any:
         limit=config.connections.limit,
         linger_ns=int(config.connections.linger * 1e9),
         handshake_timeout_ns=int(config.connections.handshake_timeout * 1e9),
+        summary_interval_ns=int(config.connections.summary_interval * 1e9),
         kernel_totals=config.capture_file is None,
         reset_reasons=vocabulary.reset_reasons,
     )

@@ -81,6 +81,9 @@ class Connections:
         "how long the last segments of an ended connection may take", Seconds(2), least=0.01, most=600
     )
     handshake_timeout: Seconds = key("after this a handshake has failed", Seconds(130), least=1, most=3600)
+    summary_interval: Seconds = key(
+        "how often an open connection that is not silent sends a summary; 0: never", Seconds(300), least=0, most=86_400
+    )
     handshake_wait: Seconds = key("how long packet logs wait for trace ids", Seconds(3), least=0, most=60)
 
 

@@ -92,7 +92,8 @@ class Outputs:
     Attributes:
         packet_encoder: turns packet records into items of the logs signal.
         encode_spans: turns ended connections into items of the traces signal.
-        logs, traces: outputs, None where the signal is off.
+        encode_summaries: turns open connections, and the Unix time of now, into items of the logs signal.
+        logs, summaries, traces: outputs of packets, of open connections and of spans, None where the signal is off.
         exports: the counts of all signals.
         destination: where everything goes, for people.
 
@@ -111,10 +112,14 @@ class Outputs:
         self.packet_encoder: PacketEncoder = (
             PacketJsonEncoder(vocabulary.drop_reasons) if as_json else PacketLogEncoder(vocabulary.drop_reasons)
         )
-        span_encoder = SpanJsonEncoder if self._json(Signal.TRACES) else SpanEncoder
-        self.encode_spans: Callable[[list[Connection]], Items] = span_encoder(self._resource).encode
-        self.logs = self._output(Signal.LOGS)
-        self.traces = self._output(Signal.TRACES)
+        self.encode_spans: Callable[[list[Connection]], Items] = self._connection_encoder(Signal.TRACES).encode
+        self.encode_summaries: Callable[[list[Connection], int], Items] = self._connection_encoder(
+            Signal.LOGS
+        ).encode_summaries
+        logs = self._sender(Signal.LOGS)
+        self.logs = self._output(Signal.LOGS, logs, packets=True)
+        self.summaries = self._output(Signal.LOGS, logs)
+        self.traces = self._output(Signal.TRACES, self._sender(Signal.TRACES))
         self._metrics = self._sender(Signal.METRICS)
 
     @property
@@ -164,8 +169,10 @@ class Outputs:
         resource, scope = proto_json.as_dict(message(self._resource)), {"name": SCOPE.name, "version": SCOPE.version}
         return proto_json.JsonEnvelope(resource, scope, names.SCHEMA_URL, _JSON_KEYS[signal]).wrap
 
-    def _output(self, signal: Signal) -> Output | None:
-        sender = self._sender(signal)
+    def _connection_encoder(self, signal: Signal) -> SpanEncoder | SpanJsonEncoder:
+        return (SpanJsonEncoder if self._json(signal) else SpanEncoder)(self._resource)
+
+    def _output(self, signal: Signal, sender: Sender | None, *, packets: bool = False) -> Output | None:
         if sender is None:
             return None
         batch = self._config.batch
@@ -175,7 +182,7 @@ class Outputs:
             max_bytes=min(batch.max_bytes, LINE_BYTES) if self._directory else batch.max_bytes,
             max_items=batch.max_records,
             max_age_ns=int(batch.max_age * 1e9),
-            packets=signal is Signal.LOGS,
+            packets=packets,
         )
         return Output(batcher, sender, self.exports.submitted)
 

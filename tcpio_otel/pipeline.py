@@ -122,8 +122,8 @@ class Progress:
 class Pipeline:
     """Everything between a source and the receivers.
 
-    `logs`, `spans` and `metrics` are the outputs of the three signals, None where a signal is off: packets are then
-    counted as filtered.
+    `logs` and `traces` are the outputs of packets and of spans, None where a signal is off: packets are then counted
+    as filtered. `summaries` takes the log records of open connections, which are not in the ledger.
     """
 
     def __init__(
@@ -133,7 +133,9 @@ class Pipeline:
         connections: ConnectionTable,
         packet_encoder: PacketEncoder,
         encode_spans: Callable[[list[Connection]], Items],
+        encode_summaries: Callable[[list[Connection], int], Items],
         logs: Output | None,
+        summaries: Output | None,
         traces: Output | None,
         clock: Nanoseconds,
         handshake_wait_ns: int,
@@ -141,7 +143,8 @@ class Pipeline:
     ) -> None:
         self._ledger, self._connections = ledger, connections
         self._packet_encoder, self._encode_spans = packet_encoder, encode_spans
-        self._logs, self._traces = logs, traces
+        self._encode_summaries = encode_summaries
+        self._logs, self._summaries, self._traces = logs, summaries, traces
         self._clock, self._handshake_wait_ns, self._paced = clock, handshake_wait_ns, paced
         self._held: deque[_Held] = deque()
         self._held_rows = 0
@@ -160,7 +163,8 @@ class Pipeline:
         self.progress.payload_bytes += int(packets["payload_bytes"].sum())
         self._log(_Held(packets, slots, batch.unix_offset_ns, batch.observed_ns, now_ns + self._handshake_wait_ns))
         self._span(ended)
-        for output in (self._logs, self._traces):
+        self._summarize(batch.observed_ns)
+        for output in (self._logs, self._summaries, self._traces):
             if output:
                 output.poll(self._clock(), block=self._paced)
 
@@ -210,10 +214,18 @@ class Pipeline:
             items = self._encode_spans(ended[start : start + SPANS_AT_ONCE])
             self._traces.add(items, self._clock(), block=self._paced)
 
+    def _summarize(self, observed_ns: int) -> None:
+        summaries = self._connections.take_summaries()
+        if self._summaries is None:
+            return
+        for start in range(0, len(summaries), SPANS_AT_ONCE):
+            items = self._encode_summaries(summaries[start : start + SPANS_AT_ONCE], observed_ns)
+            self._summaries.add(items, self._clock(), block=self._paced)
+
     def finish(self, now_ns: int, snapshot: NDArray[np.void] | None) -> None:
         """The source has said all: end open connections, encode what is held, queue everything."""
         self._span(self._connections.close(now_ns, snapshot))
         self._release(now_ns + self._handshake_wait_ns + 1)
-        for output in (self._logs, self._traces):
+        for output in (self._logs, self._summaries, self._traces):
             if output:
                 output.flush()

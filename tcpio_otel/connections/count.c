@@ -60,7 +60,7 @@ static void follow(const struct tcpio_record *record, __u32 *high, __s64 *progre
 
 /*
  * Counts packet records into their slots; `packets`, `payload`, `high` and `progress` are by slot and direction, at
- * 2 * slot + direction. Sequence numbers are followed where `high` is given.
+ * 2 * slot + direction.
  */
 void tcpio_count(const struct tcpio_record *records, const __s64 *slots, size_t count, __s64 *last_seen, __s64 *packets,
 		 __s64 *payload, __u32 *high, __s64 *progress)
@@ -75,7 +75,6 @@ void tcpio_count(const struct tcpio_record *records, const __s64 *slots, size_t 
 		last_seen[slot] = (__s64)record->time_ns;
 		packets[cell] += record->packet.gso_segments > 1 ? record->packet.gso_segments : 1;
 		payload[cell] += record->packet.payload_bytes;
-		if (high)
-			follow(record, &high[cell], &progress[cell]);
+		follow(record, &high[cell], &progress[cell]);
 	}
 }

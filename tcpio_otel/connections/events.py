@@ -58,12 +58,12 @@ class Milestone:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """One end of a TCP connection, at the end of its life or of the agent's.
+    """One end of a TCP connection: at the end of its life or of the agent's, or, where `end` is None, in between.
 
     Times are Unix nanoseconds; durations and round-trip times are seconds, None where nothing measured them.
     `trace_id`, `span_id` and `parent_span_id` are 16, 8 and 8 bytes (parent empty: a root span). Bytes are payload
     that the socket sent and had acknowledged or received in order, without retransmits; `kernel_totals` says
-    whether they come from the kernel's `tcp_sock` or from adding up records.
+    whether all totals come from the kernel's `tcp_sock`, or some from adding up records.
     """
 
     local: Endpoint
@@ -71,7 +71,7 @@ class Connection:
     netns: int
     role: Role
     start: Start
-    end: End
+    end: End | None
     start_ns: int
     end_ns: int
     trace_id: bytes

@@ -68,6 +68,16 @@ class _Totals(NamedTuple):
     rtt_min_s: float | None
 
 
+class _Moved(NamedTuple):
+    """What the records of a connection add up to."""
+
+    bytes_sent: int
+    bytes_received: int
+    packets_sent: int
+    packets_received: int
+    retransmits: int
+
+
 class _Row(NamedTuple):
     """The fields of a packet record that the slow path reads, in this order."""
 
@@ -118,8 +128,8 @@ class _Entry:
     """What a slot holds besides its columns. `life` is None for segments that belong to no connection."""
 
     __slots__ = (
-        "attentive", "closed", "errno_name", "identity", "life", "local", "netns", "offset_ns",
-        "packets_after", "peer", "reported", "reset_reason", "start", "totals",
+        "attentive", "closed", "errno_name", "identity", "life", "local", "moved_before", "netns", "offset_ns", "peer",
+        "reported", "reset_reason", "start", "totals",
     )  # fmt: skip
 
     def __init__(self, local: Endpoint, peer: Endpoint, netns: int, life: Life | None, offset_ns: int) -> None:
@@ -127,7 +137,7 @@ class _Entry:
         self.start = Start.OBSERVED
         self.identity: Identity | None = None
         self.totals: _Totals | None = None
-        self.packets_after = [0, 0]  # received and sent since the totals were taken
+        self.moved_before = _Moved(0, 0, 0, 0, 0)  # by the time the totals were taken
         self.closed = False  # the kernel said so
         self.errno_name: str | None = None
         self.reset_reason: str | None = None
@@ -154,6 +164,7 @@ class ConnectionTable:
         limit: connections kept; beyond it the longest silent ones are evicted.
         linger_ns: how long the last segments of an ended connection may take.
         handshake_timeout_ns: after so long without completing, a handshake has failed.
+        summary_interval_ns: how often an open connection gives a summary, if it was not silent; 0: never.
         kernel_totals: whether the source gives the kernel's own totals when a socket closes (kind SOCKET).
         reset_reasons: the kernel's names for the reasons of RSTs.
     """
@@ -164,10 +175,12 @@ class ConnectionTable:
         limit: int,
         linger_ns: int,
         handshake_timeout_ns: int,
+        summary_interval_ns: int,
         kernel_totals: bool,
         reset_reasons: Mapping[int, str],
     ) -> None:
         self._limit, self._linger_ns, self._handshake_timeout_ns = limit, linger_ns, handshake_timeout_ns
+        self._summary_interval_ns = summary_interval_ns
         self._kernel_totals, self._reset_reasons = kernel_totals, reset_reasons
         self._index = Index()
         self._entries: list[_Entry | None] = []
@@ -176,6 +189,7 @@ class ConnectionTable:
         self._versions = itertools.count(1)
         self._embryonic: dict[tuple[int, int], int] = {}
         self._ended: list[Connection] = []
+        self._summaries: list[Connection] = []
         self._counting = _Counting(np.empty(0, RECORD), np.empty(0, np.int64))
         self._row = -1  # the record of the batch that is looked at
         self._open = 0
@@ -211,6 +225,11 @@ class ConnectionTable:
     def waiting(self, slots: Slots) -> NDArray[np.bool_]:
         """Which slots are in a handshake that may still tell their ids (bool, shape of `slots`)."""
         return self._waiting[slots]
+
+    def take_summaries(self) -> list[Connection]:
+        """Open connections whose summary fell due since the last call."""
+        summaries, self._summaries = self._summaries, []
+        return summaries
 
     def hold(self, slots: Slots) -> None:
         """Keep slots, each once for every time it occurs, beyond the next `update`."""
@@ -280,7 +299,7 @@ class ConnectionTable:
             for slot, fact in zip(self._find(snapshot), _facts(snapshot), strict=True):
                 entry = self._entries[slot] if slot >= 0 else None
                 if entry and entry.life and not entry.closed:
-                    self._take_totals(entry, fact)
+                    self._take_totals(slot, entry, fact)
         for slot, entry in enumerate(self._entries):
             if entry and not entry.reported:
                 ended = entry.life is not None and (entry.life.ended or entry.closed)
@@ -361,7 +380,8 @@ class ConnectionTable:
             self._schedule(slot, int(record["time_ns"]) + self._linger_ns)
         else:
             self._open += 1
-            self._schedule(slot, int(record["time_ns"]) + self._handshake_timeout_ns)
+            first_look_ns = min(self._handshake_timeout_ns, self._summary_interval_ns or self._handshake_timeout_ns)
+            self._schedule(slot, int(record["time_ns"]) + first_look_ns)
         return slot
 
     def _allocate(self, now_ns: int) -> int:
@@ -470,8 +490,6 @@ class ConnectionTable:
         if life is None:
             return
         segments = max(1, row.gso_segments)
-        if entry.totals is not None and entry.closed:
-            entry.packets_after[row.direction] += segments
         sent = row.direction == _TRANSMIT
         life.segment(
             Segment(row.time_ns, sent, row.flags, row.seq, row.ack, row.payload_bytes, row.window, row.marks, segments)
@@ -522,7 +540,7 @@ class ConnectionTable:
             entry.errno_name = errno.errorcode.get(error, str(error)) if error else None
             entry.closed = True
             life.ended_ns = max(life.ended_ns, fact.time_ns)
-        self._take_totals(entry, fact)
+        self._take_totals(slot, entry, fact)
         if entry.identity is None:
             self._inherit(entry, fact)
         self._settle(slot, entry)
@@ -548,11 +566,14 @@ class ConnectionTable:
                 life.role = Role.CLIENT if began.opened_by_us else Role.SERVER
             life.local_isn, life.peer_isn = began.local, began.peer
 
-    def _take_totals(self, entry: _Entry, fact: _Fact) -> None:
+    def _take_totals(self, slot: int, entry: _Entry, fact: _Fact) -> None:
         life = entry.life
+        if life is None:
+            return
+        entry.moved_before = self._moved(slot, entry, life)
         smoothed, least = fact.rtt_smoothed_us, fact.rtt_min_us
         fin = fact.old_state in FIN_RECEIVED_STATES or (
-            life is not None and life.peer_fin_end is not None and life.peer_fin_end == fact.rcv_nxt
+            life.peer_fin_end is not None and life.peer_fin_end == fact.rcv_nxt
         )
         received = fact.bytes_received
         entry.totals = _Totals(
@@ -611,10 +632,14 @@ class ConnectionTable:
     def _count_to(self, row: int) -> None:
         """Count the records of the batch before `row`, into the slots that are theirs by now."""
         counting = self._counting
-        start, counting.counted = counting.counted, max(counting.counted, row)
-        records, slots = counting.records[start:row], counting.slots[start:row]
-        followed = (None, None) if self._kernel_totals else (self._high.ctypes, self._progress.ctypes)
-        native.library.tcpio_count(records, slots, len(slots), self._last_seen, self._packets, self._payload, *followed)
+        if row <= counting.counted:
+            return
+        part = slice(counting.counted, row)
+        counting.counted = row
+        native.library.tcpio_count(
+            counting.records[part], counting.slots[part], len(counting.slots[part]), self._last_seen, self._packets,
+            self._payload, self._high, self._progress,
+        )  # fmt: skip
 
     # Ends.
 
@@ -649,6 +674,11 @@ class ConnectionTable:
             else:
                 self._report(slot, entry, End.OBSERVED, int(self._last_seen[slot]))
                 self._schedule(slot, now_ns)
+        elif life is not None and self._summary_interval_ns:
+            ids = entry.identity
+            if ids is not None and silent_ns < self._summary_interval_ns:
+                self._summaries.append(self._connection(slot, entry, life, ids, None, now_ns))
+            self._schedule(slot, now_ns + self._summary_interval_ns)
 
     def _leave(self, slot: int) -> None:
         """Take an entry out; its slot is used again once nobody holds it."""
@@ -686,7 +716,9 @@ class ConnectionTable:
         if ids is not None:
             self._ended.append(self._connection(slot, entry, life, ids, end, end_ns))
 
-    def _connection(self, slot: int, entry: _Entry, life: Life, ids: Identity, end: End, end_ns: int) -> Connection:
+    def _connection(
+        self, slot: int, entry: _Entry, life: Life, ids: Identity, end: End | None, end_ns: int
+    ) -> Connection:
         reason, initiator, error_type = life.verdict(entry.errno_name)
         if reason is None and end is End.OBSERVED:
             if life.phase in _HANDSHAKE and not entry.closed:
@@ -695,8 +727,7 @@ class ConnectionTable:
                 reason, initiator = CloseReason.ABORTED, "local"
         flow = self.flows[slot]
         span_id = flow["span_id"].tobytes()
-        totals = entry.totals or self._added_up(slot, life)
-        received_after, sent_after = entry.packets_after
+        totals = self._totals(slot, entry, life)
         return Connection(
             local=entry.local,
             peer=entry.peer,
@@ -715,10 +746,10 @@ class ConnectionTable:
             error_type=error_type,
             bytes_sent=totals.bytes_sent,
             bytes_received=totals.bytes_received,
-            packets_sent=totals.packets_sent + sent_after,
-            packets_received=totals.packets_received + received_after,
+            packets_sent=totals.packets_sent,
+            packets_received=totals.packets_received,
             retransmits=totals.retransmits,
-            kernel_totals=entry.totals is not None,
+            kernel_totals=entry.totals is not None and (entry.closed or end is End.AGENT_SHUTDOWN),
             rtt_smoothed_s=totals.rtt_smoothed_s,
             rtt_min_s=totals.rtt_min_s,
             handshake_s=None if life.established_ns is None else (life.established_ns - life.started_ns) / 1e9,
@@ -728,25 +759,35 @@ class ConnectionTable:
             milestones_dropped=life.notes_dropped,
         )
 
-    def _added_up(self, slot: int, life: Life) -> _Totals:
-        """Totals from records, for want of the kernel's: of those up to the one that is looked at now."""
+    def _totals(self, slot: int, entry: _Entry, life: Life) -> _Totals:
+        """The kernel's totals and what records have added since; for want of them, all that records say."""
+        then, now = entry.moved_before, self._moved(slot, entry, life)
+        known = entry.totals or _Totals(0, 0, 0, 0, 0, None, None)
+        # What comes to a closed socket is refused, and what it had to send is sent or never will be.
+        payload_counts = not entry.closed or entry.totals is None
+        return known._replace(
+            bytes_sent=known.bytes_sent + payload_counts * max(0, now.bytes_sent - then.bytes_sent),
+            bytes_received=known.bytes_received + payload_counts * max(0, now.bytes_received - then.bytes_received),
+            packets_sent=known.packets_sent + now.packets_sent - then.packets_sent,
+            packets_received=known.packets_received + now.packets_received - then.packets_received,
+            retransmits=known.retransmits + payload_counts * (now.retransmits - then.retransmits),
+        )
+
+    def _moved(self, slot: int, entry: _Entry, life: Life) -> _Moved:
+        """What records add up to, of those up to the one that is looked at now."""
         self._count_to(self._row + 1)
         received, sent = 2 * slot + Direction.RECEIVE, 2 * slot + Direction.TRANSMIT
-        if self._kernel_totals:
-            payload_sent, payload_received = int(self._payload[sent]), int(self._payload[received])
-        else:
-            payload_sent = int(self._progress[sent]) - (life.local_isn is not None) - life.fin_sent
-            payload_received = (
-                int(self._progress[received]) - (life.peer_isn is not None) - (life.peer_fin_end is not None)
-            )
-        return _Totals(
-            bytes_sent=max(0, payload_sent),
-            bytes_received=max(0, payload_received),
+        seen_opening = entry.start is Start.OBSERVED
+        return _Moved(
+            bytes_sent=int(self._progress[sent]) - (seen_opening and life.local_isn is not None) - life.fin_sent,
+            bytes_received=(
+                int(self._progress[received])
+                - (seen_opening and life.peer_isn is not None)
+                - (life.peer_fin_end is not None)
+            ),
             packets_sent=int(self._packets[sent]),
             packets_received=int(self._packets[received]),
             retransmits=sum(note.name == "tcp.retransmit" and note.segment.sent for note in life.notes),
-            rtt_smoothed_s=None,
-            rtt_min_s=None,
         )
 
 

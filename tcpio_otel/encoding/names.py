@@ -8,6 +8,7 @@ SCOPE_VERSION = __version__
 
 PACKET_EVENT = "tcp.packet"
 CONNECTION_SPAN = "tcp.connection"
+CONNECTION_SUMMARY = "tcp.connection.summary"
 
 # OpenTelemetry semantic conventions 1.44
 CLIENT_ADDRESS, CLIENT_PORT = "client.address", "client.port"

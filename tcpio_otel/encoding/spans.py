@@ -1,20 +1,32 @@
-"""Connections to OTLP spans, as the SDK's own data and by the exporter's own encoder."""
+"""Connections to OTLP spans, and open ones to log records: the SDK's own data, the exporter's own encoders."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs  # it has no public name in this release
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord as LogRecordMessage
+from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    set_span_in_context,
+)
 
 from tcpio_otel.connections.events import Connection, Role
 from tcpio_otel.encoding import names
 from tcpio_otel.encoding.endpoints import address_text, network_type
-from tcpio_otel.encoding.proto_json import compact
+from tcpio_otel.encoding.proto_json import as_dict, compact
 from tcpio_otel.encoding.protobuf import field
 from tcpio_otel.payload import Items
 
@@ -41,7 +53,7 @@ def attributes(connection: Connection) -> dict[str, str | int | float]:
         names.RETRANSMITS: connection.retransmits,
         names.TOTALS_SOURCE: "kernel" if connection.kernel_totals else "records",
         names.CONNECTION_START: connection.start.value,
-        names.CONNECTION_END: connection.end.value,
+        names.CONNECTION_END: connection.end.value if connection.end else None,
         names.RTT_SMOOTHED: connection.rtt_smoothed_s,
         names.RTT_MIN: connection.rtt_min_s,
         names.HANDSHAKE_DURATION: connection.handshake_s,
@@ -99,6 +111,11 @@ class SpanEncoder:
         messages = request.resource_spans[0].scope_spans[0].spans
         return items([field(2, message.SerializeToString(deterministic=True)) for message in messages])
 
+    def encode_summaries(self, connections: Sequence[Connection], observed_ns: int) -> Items:
+        """Encode open connections as log records, one item each, as field 2 of `ScopeLogs`."""
+        messages = summary_messages(connections, observed_ns, self._resource)
+        return items([field(2, message.SerializeToString(deterministic=True)) for message in messages])
+
 
 class SpanJsonEncoder:
     """Encodes connections as OTLP/JSON spans, each with a comma behind it.
@@ -112,6 +129,37 @@ class SpanJsonEncoder:
     def encode(self, connections: Sequence[Connection]) -> Items:
         """Encode connections in their order, one item each."""
         return items([compact(_as_json(span(connection, self._resource))) + b"," for connection in connections])
+
+    def encode_summaries(self, connections: Sequence[Connection], observed_ns: int) -> Items:
+        """Encode open connections as OTLP/JSON log records, each with a comma behind it."""
+        messages = summary_messages(connections, observed_ns, self._resource)
+        return items([compact(as_dict(message)) + b"," for message in messages])
+
+
+def summary(connection: Connection, observed_ns: int) -> LogRecord:
+    """What an open connection has come to, as a log record in its span."""
+    text = (
+        f"open for {(connection.end_ns - connection.start_ns) / 1e9:.0f} s, "
+        f"sent {connection.bytes_sent} bytes in {connection.packets_sent} packets, "
+        f"received {connection.bytes_received} in {connection.packets_received}, "
+        f"{connection.retransmits} retransmits"
+    )
+    return LogRecord(
+        timestamp=connection.end_ns,
+        observed_timestamp=observed_ns,
+        context=set_span_in_context(NonRecordingSpan(_context(connection.trace_id, connection.span_id))),
+        severity_text="INFO",
+        severity_number=SeverityNumber.INFO,
+        body=text,
+        attributes=attributes(connection),
+        event_name=names.CONNECTION_SUMMARY,
+    )
+
+
+def summary_messages(connections: Sequence[Connection], observed_ns: int, resource: Resource) -> list[LogRecordMessage]:
+    """The summaries of open connections as OTLP messages; `observed_ns` is Unix time."""
+    records = [ReadableLogRecord(summary(connection, observed_ns), resource, SCOPE) for connection in connections]
+    return list(encode_logs(records).resource_logs[0].scope_logs[0].log_records)
 
 
 def items(parts: list[bytes]) -> Items:

@@ -56,7 +56,12 @@ class Inlet:
 def established(records: np.ndarray) -> ConnectionTable:
     """A table that knows the connections of `records`, open and in steady state."""
     table = ConnectionTable(
-        limit=10 * CONNECTIONS, linger_ns=10**18, handshake_timeout_ns=10**18, kernel_totals=True, reset_reasons={}
+        limit=10 * CONNECTIONS,
+        linger_ns=10**18,
+        handshake_timeout_ns=10**18,
+        summary_interval_ns=0,
+        kernel_totals=True,
+        reset_reasons={},
     )
     opening = records.copy()
     opening["time_ns"] -= np.uint64(10**12)

@@ -5,6 +5,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 
@@ -106,8 +107,26 @@ def hold() -> dict[str, int]:
     return {"received": received}
 
 
+def chat(seconds: str) -> dict[str, int]:
+    """One connection over which a hundred bytes go back and forth, ten times a second."""
+    server = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(server.getsockname())
+    accepted, _ = server.accept()
+    rounds = int(10 * float(seconds))
+    for _ in range(rounds):
+        for one, other in ((client, accepted), (accepted, client)):
+            one.sendall(b"x" * 100)
+            left = 100
+            while left:
+                left -= len(other.recv(left))
+        time.sleep(0.1)
+    client.close()
+    accepted.close()
+    return {"port": server.getsockname()[1], "sent": 100 * rounds}
+
+
 PROGRAMS: dict[str, Callable[..., dict[str, int]]] = {
-    program.__name__: program for program in (exchange, refused, reset, half_close, mapped, hold)
+    program.__name__: program for program in (exchange, refused, reset, half_close, mapped, hold, chat)
 }
 
 if __name__ == "__main__":

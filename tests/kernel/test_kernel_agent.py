@@ -123,6 +123,27 @@ def test_connections_older_than_the_agent_and_younger_than_its_end(tmp_path: Pat
         assert totals == ((1234, 0) if span["kind"] == 3 else (0, 1234))
 
 
+def test_long_lived_connections_tell_of_themselves_meanwhile(tmp_path: Path, namespace: Namespace) -> None:
+    """Open connections send summaries, growing, under the ids of the span to come; the ledger knows only packets."""
+    data = tmp_path / "data"
+    with agent(tmp_path, "run", "--otlp-file", str(data), TCPIO_CONNECTIONS_SUMMARY_INTERVAL="300ms") as running:
+        counted = namespace.traffic("chat", "2")
+        assert running.stop() == 0
+    everything = logs(data)
+    summaries = [log for log in everything if "tcp.connection.start" in log]
+    assert running.ledger()["exported"] == len(everything) - len(summaries)
+    assert f"logs: exported {len(everything)}" in running.stderr()
+    for port in ("network.local.port", "network.peer.port"):
+        ours = [summary for summary in summaries if summary[port] == counted["port"]]
+        assert len(ours) >= 4
+        sent = [summary["tcp.bytes.sent"] for summary in ours]
+        assert sent == sorted(sent)
+        assert 0 < sent[0] < sent[-1] <= counted["sent"]
+        (span,) = [span["attributes"] for span in spans(data) if span["attributes"][port] == counted["port"]]
+        assert {summary["tcp.connection.id"] for summary in ours} == {span["tcp.connection.id"]}
+        assert span["tcp.bytes.sent"] == counted["sent"]
+
+
 def test_no_thread_keeps_a_capability(tmp_path: Path, namespace: Namespace) -> None:
     """While packets flow, every thread of the agent has given up every capability."""
     with agent(tmp_path, "run", "--otlp-file", str(tmp_path / "data")) as running:

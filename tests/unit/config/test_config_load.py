@@ -35,6 +35,7 @@ OTHERS = {
     "connections.limit": 1000,
     "connections.linger": "500ms",
     "connections.handshake_timeout": "1m",
+    "connections.summary_interval": "1m",
     "connections.handshake_wait": "0s",
     "export.queue_memory": "128MiB",
     "export.retry_for": "0s",

@@ -13,6 +13,7 @@ from tcpio_otel.connections.events import CloseReason, Connection, Role, Start
 from tcpio_otel.connections.events import End as Ended
 from tcpio_otel.connections.identity import from_initial_sequence, initial_sequence
 from tcpio_otel.connections.lifecycle import MILESTONE_LIMIT
+from tcpio_otel.connections.table import ConnectionTable
 from tests.story import MS, SECOND, End, lived, table, told
 
 
@@ -243,6 +244,52 @@ def test_a_capture_adds_up_what_it_sees() -> None:
     connection = only(lived(told(end), kernel_totals=False))
     assert (connection.bytes_sent, connection.bytes_received, connection.kernel_totals) == (100, 70_000, False)
     assert (connection.packets_received, connection.retransmits) == (53, 1)
+
+
+def summaries(followed: ConnectionTable, records: np.ndarray, now_ns: int) -> list[Connection]:
+    """What a table has to say of open connections after some records."""
+    _, ended = followed.update(Batch(records, 0, 0), now_ns)
+    assert not ended
+    return followed.take_summaries()
+
+
+def test_open_connections_give_summaries_while_they_are_not_silent() -> None:
+    """Every interval, what has been moved by then, under the span's ids; a silent one says nothing."""
+    end = End().handshake().sends("PA", 1, 1, 100)
+    followed = table(summary_interval_ns=60 * SECOND)
+    assert summaries(followed, told(end), end.time_ns) == []
+    (first,) = summaries(followed, told(end)[:0], 70 * SECOND)
+    assert (first.bytes_sent, first.packets_sent, first.end, first.close_reason) == (100, 3, None, None)
+    assert first.end_ns - first.start_ns == 60 * SECOND
+    more = End(time_ns=90 * SECOND).gets("PA", 1, 101, 50)
+    (second,) = summaries(followed, told(more), 130 * SECOND)
+    assert (second.bytes_sent, second.bytes_received, second.kernel_totals) == (100, 50, False)
+    assert (second.trace_id, second.span_id) == (first.trace_id, first.span_id)
+    assert summaries(followed, told(more)[:0], 190 * SECOND) == []
+    (last,) = followed.close(200 * SECOND, None)
+    assert (last.trace_id, last.bytes_received, last.end) == (first.trace_id, 50, Ended.AGENT_SHUTDOWN)
+
+
+def test_an_older_connection_adds_what_is_seen_to_what_the_kernel_said() -> None:
+    """Totals taken at the start are not the last word: later payload counts on top, and once."""
+    numbers = {"snd_una": 2101, "snd_nxt": 2101, "write_seq": 2101, "rcv_nxt": 9001, "bytes_acked": 1101}
+    end = End(isn=1000, peer_isn=5000).socket(State.ESTABLISHED, State.ESTABLISHED, sent=1100, received=4000, **numbers)
+    end.sends("PA", 1101, 4001, 200).sends("PA", 1101, 4001, 200, marks=Mark.RETRANSMIT).gets("A", 4001, 1301)
+    followed = table(summary_interval_ns=60 * SECOND)
+    assert summaries(followed, told(end), end.time_ns) == []
+    (summary,) = summaries(followed, told(end)[:0], 70 * SECOND)
+    assert (summary.bytes_sent, summary.bytes_received) == (1300, 4000)
+    assert (summary.packets_sent, summary.packets_received, summary.retransmits) == (7, 7, 1)
+    assert not summary.kernel_totals
+
+
+def test_what_comes_to_a_closed_socket_is_not_received() -> None:
+    """Data after close is answered by RST; the kernel's totals stand, only the segments are counted on."""
+    end = End().handshake().sends("FA", 1, 1).gets("A", 1, 2).socket(State.FIN_WAIT2)
+    end.gets("PA", 1, 2, 500).sends("R", 2)
+    connection = only(lived(told(end), then_ns=90 * SECOND))
+    assert (connection.bytes_received, connection.kernel_totals) == (0, True)
+    assert (connection.packets_received, connection.packets_sent) == (7, 6)
 
 
 def test_milestones_are_bounded_and_the_end_keeps_its_place() -> None:

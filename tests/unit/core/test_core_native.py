@@ -23,7 +23,7 @@ def test_arrays_of_another_layout_are_refused() -> None:
     slots, packets = np.zeros(4, np.int64), np.zeros(8, np.int64)
     for records, wrong in ((np.zeros(8, RECORD)[::2], slots), (np.zeros(4, RECORD), slots.astype(np.int32))):
         with pytest.raises((TypeError, native.ctypes.ArgumentError)):
-            native.library.tcpio_count(records, wrong, 4, slots, packets, packets, None, None)
+            native.library.tcpio_count(records, wrong, 4, slots, packets, packets, packets.astype(np.uint32), packets)
 
 
 def test_hashes_do_not_depend_on_where_keys_lie() -> None:

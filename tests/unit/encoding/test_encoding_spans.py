@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
@@ -256,3 +257,33 @@ def test_no_connections_are_no_items(encoder: type[SpanEncoder | SpanJsonEncoder
     """An idle agent exports nothing."""
     items = encoder(RESOURCE).encode([])
     assert (len(items), len(items.buffer), items.ends.dtype) == (0, 0, np.int64)
+
+
+OPEN = replace(CONNECTION, end=None, close_reason=None, close_initiator=None, end_ns=START_NS + 90_000_000_000)
+
+
+def test_an_open_connection_becomes_a_log_record_in_its_span() -> None:
+    """The summary carries the span's ids and attributes, but for those of its end."""
+    (item,) = parts(SpanEncoder(RESOURCE).encode_summaries([OPEN], START_NS + 7))
+    request = ProtobufEnvelope(b"").wrap([memoryview(item)], len(item))
+    (record,) = ExportLogsServiceRequest.FromString(request).resource_logs[0].scope_logs[0].log_records
+    assert (record.trace_id, record.span_id) == (OPEN.trace_id, OPEN.span_id)
+    assert (record.event_name, record.severity_number, record.severity_text) == ("tcp.connection.summary", 9, "INFO")
+    assert (record.time_unix_nano, record.observed_time_unix_nano) == (OPEN.end_ns, START_NS + 7)
+    found, ended = attributes(record), attributes(encoded(CONNECTION))
+    ending = {"tcp.connection.end", "tcp.close.reason", "tcp.close.initiator"}
+    assert found == {name: value for name, value in ended.items() if name not in ending}
+    assert record.body.string_value == (
+        "open for 90 s, sent 736 bytes in 7 packets, received 1099511627776 in 8, 1 retransmits"
+    )
+
+
+def test_summaries_in_json_say_the_same() -> None:
+    """OTLP/JSON holds the protobuf message, by the rules of its mapping."""
+    (item,) = parts(SpanJsonEncoder(RESOURCE).encode_summaries([OPEN], START_NS + 7))
+    (expected,) = parts(SpanEncoder(RESOURCE).encode_summaries([OPEN], START_NS + 7))
+    request = ExportLogsServiceRequest.FromString(ProtobufEnvelope(b"").wrap([memoryview(expected)], len(expected)))
+    summary = request.resource_logs[0].scope_logs[0].log_records[0]
+    found = json.loads(item.removesuffix(b","))
+    assert found == proto_json.as_dict(summary)
+    assert (found["traceId"], found["spanId"]) == (OPEN.trace_id.hex(), OPEN.span_id.hex())
