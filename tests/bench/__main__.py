@@ -28,12 +28,12 @@ from tcpio_otel.encoding.packet_json import PacketJsonEncoder
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
 from tcpio_otel.encoding.table import PacketTable
 from tcpio_otel.export.batcher import Batcher
-from tcpio_otel.payload import Signal
+from tcpio_otel.payload import Items, Signal
 from tests import oracle, traffic
 
 BATCH = 8192
 CONNECTIONS = 1000
-WHOLE, SDK = "drained batch to request bytes", "OpenTelemetry SDK: emit to bytes"
+WHOLE, SDK = "drained batch to encoded bytes", "OpenTelemetry SDK: emit to bytes"
 ENVELOPE = ProtobufEnvelope(b"")
 
 
@@ -139,9 +139,11 @@ def stages() -> dict[str, Stage]:
     def followed(part: slice) -> np.ndarray:
         return table.update(Batch(records[part], 0, 0), 0)[0]
 
-    def whole(part: slice) -> None:
-        found = followed(part)
-        items = following.encode(records[part], found, table.flows, 0, 1)
+    def whole(part: slice) -> Items:
+        return following.encode(records[part], followed(part), table.flows, 0, 1)
+
+    def requested(part: slice) -> None:
+        items = whole(part)
         batcher = Batcher(Signal.LOGS, ENVELOPE.wrap, max_bytes=1 << 26, max_items=BATCH, max_age_ns=0, packets=True)
         (request,) = batcher.add(items, 0)
         assert request.items == BATCH
@@ -151,6 +153,7 @@ def stages() -> dict[str, Stage]:
         "connections: look up and count": each(followed),
         "encode OTLP protobuf": encoded(protobuf),
         WHOLE: each(whole),
+        "the same, put into a request": each(requested),
         "encode OTLP/JSON": encoded(json_lines),
         "encode the tcpio table": encoded(text),
         SDK: (Sdk(records[:2000], slots[:2000], flows).run, 2000),
