@@ -7,14 +7,17 @@
  */
 #include "native.h"
 
-enum { CACHE_LINE = 64, AHEAD = 4 };
+enum { CACHE_LINE = 64, AHEAD = 4, SIZE_PLACES = 6, SIZE_LIMIT = 1000000 };
+#define ASCII_ZEROS 0x3030303030303030ULL
+#define ZERO_TO_BLANK 0x1010101010101010ULL
+#define TWO_BLANKS 0x2020ULL
 
 struct words {
 	struct tcpio_rows text;	      /* by row of the connection: the columns of the body between CPU and BYTES */
 	struct tcpio_rows attributes; /* likewise: its attributes, and the ids of its span */
 	struct tcpio_rows drops;      /* by drop reason: the attribute; of length 0 until it is made */
-	struct tcpio_rows flag_text;  /* by flags: the last column of the body */
-	struct tcpio_rows flags;      /* by flags: their attributes */
+	struct tcpio_rows flags;      /* by flags: the last column of the body, and their attributes behind it */
+	struct tcpio_rows flag_text;  /* by flags: that column alone */
 	struct tcpio_rows severity;   /* 0: INFO, 1: WARN */
 	/* Attributes with the value 0, or true. */
 	struct tcpio_rows cpu, payload, window, segments, retransmit, seq, ack;
@@ -37,53 +40,84 @@ static __u8 *put_varint(__u8 *out, __u32 value)
 /* An integer attribute: its template ends in the value 0, and holds two lengths that the value's varint adds to. */
 static __u8 *put_integer(__u8 *out, const struct tcpio_rows *template, __u32 value)
 {
-	__u8 *number = out + template->lengths[0] - 1, *end;
+	const __u8 *bytes = template->bytes;
+	size_t at = (size_t) template->lengths[0] - 1;
+	__u8 *end;
 	__u8 more;
 
-	memcpy(out, template->bytes, TCPIO_STEP);
-	end = put_varint(number, value);
-	more = (__u8)(end - number - 1);
-	out[1] += more;
-	number[-2] += more;
+	memcpy(out, bytes, TCPIO_STEP);
+	end = put_varint(out + at, value);
+	more = (__u8)(end - out - at - 1);
+	out[1] = bytes[1] + more;
+	out[at - 2] = bytes[at - 2] + more;
 	return end;
 }
 
-/* Decimal digits to the left of `end`; returns where they start. */
-static __u8 *put_digits(__u8 *end, __u32 value)
+/* Eight decimal digits of a number below 10^8, the first in the lowest byte, each 0 to 9: four, two, one at a time. */
+static __u64 eight_digits(__u32 value)
 {
-	do {
-		*--end = (__u8)('0' + value % 10);
-		value /= 10;
-	} while (value);
+	__u64 digits = value / 10000 | (__u64)(value % 10000) << 32, high;
+
+	high = digits * 10486 >> 20 & 0x7f0000007f;
+	digits = high | (digits - high * 100) << 16;
+	high = digits * 103 >> 10 & 0x000f000f000f000f;
+	return high | (digits - high * 10) << 8;
+}
+
+/* How many of eight digits are zeros in front of a number; the last digit always counts. */
+static int leading_zeros(__u64 digits)
+{
+	return __builtin_ctzll(digits | 1ULL << 56) / 8;
+}
+
+static size_t size_length(__u32 value)
+{
+	size_t length = SIZE_PLACES + 2;
+
+	for (__u64 limit = SIZE_LIMIT; value >= limit; limit *= 10)
+		length++;
+	return length;
+}
+
+/* The BYTES column: right-aligned to SIZE_PLACES, two blanks behind it. */
+static __u8 *put_size(__u8 *out, __u32 value)
+{
+	__u64 digits, text;
+	__u8 *end;
+
+	if (value < SIZE_LIMIT) {
+		digits = eight_digits(value);
+		text = (digits | ASCII_ZEROS) - (ZERO_TO_BLANK & ((1ULL << 8 * leading_zeros(digits)) - 1));
+		text = text >> 16 | TWO_BLANKS << 48;
+		memcpy(out, &text, sizeof(text));
+		return out + sizeof(text);
+	}
+	end = out + size_length(value);
+	memset(end - 2, ' ', 2);
+	for (out = end - 2; value; value /= 10)
+		*--out = (__u8)('0' + value % 10);
 	return end;
 }
 
-/* `LogRecord.body`: the line of tcpio.d. */
+/* `LogRecord.body`, the line of tcpio.d, and the attributes of the flags, with which it ends. */
 static __u8 *put_body(__u8 *out, const struct words *words, size_t row, const struct tcpio_record *record)
 {
-	__u8 cpu[TCPIO_STEP], size[TCPIO_STEP];
-	__u8 *cpu_digits = put_digits(cpu + 5, record->cpu);
-	size_t cpu_length = (size_t)(cpu + 6 - cpu_digits); /* a blank behind it */
-	__u8 *size_digits, *tags = out;
-	size_t size_length, length;
+	__u64 digits = eight_digits(record->cpu); /* five at most: there is room for a blank */
+	int zeros = leading_zeros(digits);
+	__u64 cpu = (digits | ASCII_ZEROS) >> 8 * zeros | (__u64)' ' << 8 * (8 - zeros);
+	size_t cpu_length = (size_t)(9 - zeros);
+	__u32 length =
+		(__u32)(cpu_length + (size_t)words->text.lengths[row] + size_length(record->packet.payload_bytes) +
+			(size_t)words->flag_text.lengths[record->packet.flags]);
 
-	memset(size, ' ', sizeof(size));
-	size_digits = put_digits(size + 10, record->packet.payload_bytes);
-	if (size_digits > size + 4)
-		size_digits = size + 4; /* right-aligned to six places */
-	size_length = (size_t)(size + 12 - size_digits);
-	length = cpu_length + (size_t)words->text.lengths[row] + size_length +
-		 (size_t)words->flag_text.lengths[record->packet.flags];
-
-	*tags++ = 0x2a;
-	tags = put_varint(tags, (__u32)length + (length > 0x7F ? 3 : 2));
-	*tags++ = 0x0a;
-	tags = put_varint(tags, (__u32)length);
-	cpu[5] = ' ';
-	memcpy(tags, cpu_digits, 8);
-	out = tcpio_put_row(tags + cpu_length, &words->text, row);
-	memcpy(out, size_digits, 16);
-	return tcpio_put_row(out + size_length, &words->flag_text, record->packet.flags);
+	*out++ = 0x2a;
+	out = put_varint(out, length + (length > 0x7F ? 3 : 2));
+	*out++ = 0x0a;
+	out = put_varint(out, length);
+	memcpy(out, &cpu, sizeof(cpu));
+	out = tcpio_put_row(out + cpu_length, &words->text, row);
+	out = put_size(out, record->packet.payload_bytes);
+	return tcpio_put_row(out, &words->flags, record->packet.flags);
 }
 
 /* The rows of many connections do not fit the nearest caches: ask for those of a coming record while this one is made.
@@ -126,7 +160,6 @@ size_t tcpio_encode_logs(const struct words *words, const struct tcpio_record *r
 		at = tcpio_put_row(at + 12, &words->severity,
 				   (record->packet.flags & 0x04) || (marks & TCPIO_MARK_RETRANSMIT));
 		at = put_body(at, words, row, record);
-		at = tcpio_put_row(at, &words->flags, record->packet.flags);
 		at = put_integer(at, &words->cpu, record->cpu);
 		at = put_integer(at, &words->payload, record->packet.payload_bytes);
 		at = put_integer(at, &words->window, record->packet.window);

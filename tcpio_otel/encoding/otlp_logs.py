@@ -22,12 +22,13 @@ from tcpio_otel.payload import Items
 INFO, WARN = 9, 13  # opentelemetry.proto.logs.v1.SeverityNumber
 _REASONS = 1 << 16
 
+_FLAG_TEXT = [f"({name})".encode() for name in FLAG_NAMES]
 _ROWS: dict[str, list[bytes]] = {
-    "flag_text": [f"({name})".encode() for name in FLAG_NAMES],
     "flags": [
-        string_attribute(names.FLAGS, name) + int_attribute(names.FLAGS_BITS, bits)
-        for bits, name in enumerate(FLAG_NAMES)
+        text + string_attribute(names.FLAGS, name) + int_attribute(names.FLAGS_BITS, bits)
+        for bits, (text, name) in enumerate(zip(_FLAG_TEXT, FLAG_NAMES, strict=True))
     ],
+    "flag_text": _FLAG_TEXT,
     "severity": [b"\x10" + varint(number) + field(3, text) for number, text in ((INFO, b"INFO"), (WARN, b"WARN"))],
     "cpu": [int_attribute(names.CPU, 0)],
     "payload": [int_attribute(names.PAYLOAD_SIZE, 0)],
