@@ -45,9 +45,21 @@ $(VENV)/.ready: pyproject.toml hatch_build.py $(SOURCES)
 	@$(BIN)/python -m pip install -q --editable . --group dev
 	@touch $@
 
+# Make dies of the Ctrl-C that stops what it runs. So the agent takes the terminal for itself, and make sees how it ended.
+define TAKE_TERMINAL
+import os, signal, sys
+if os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp():
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    os.tcsetpgrp(0, os.getpgrp())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+endef
+export TAKE_TERMINAL
+
 .PHONY: run
 run: setup ## Run the agent (as root); the first time, set everything up
-	@$(ROOT) $(BIN)/tcpio-otel run $(ARGS)
+	@exec $(BIN)/python -c "$$TAKE_TERMINAL" $(ROOT) $(BIN)/tcpio-otel run $(ARGS)
 
 .PHONY: test
 test: setup ## Run every test that this machine can run; each that is skipped says why
