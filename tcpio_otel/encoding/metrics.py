@@ -108,7 +108,7 @@ def metrics(observation: Observation) -> list[Metric]:
                 monotonic=False,
             ),
         ]
-    return found
+    return [metric for metric in found if metric.data.data_points]
 
 
 def metrics_request(observation: Observation, resource: Resource) -> tuple[ExportMetricsServiceRequest, int]:

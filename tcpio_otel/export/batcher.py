@@ -6,6 +6,9 @@ import numpy as np
 
 from tcpio_otel.payload import Items, Request, Signal, Wrap
 
+LENGTHS_BYTES = 8
+"""By which the two lengths in an envelope can grow: protobuf's take one byte when nothing is in it, five at most."""
+
 
 class Batcher:
     """Gathers the items of one signal.
@@ -16,7 +19,6 @@ class Batcher:
         max_bytes: of a request, uncompressed and wrapped.
         max_items: of a request.
         max_age_ns: how long an item waits for others.
-        envelope_bytes: an upper bound of what `wrap` adds.
         packets: whether each item is a packet record of the ledger.
     """
 
@@ -28,11 +30,11 @@ class Batcher:
         max_bytes: int,
         max_items: int,
         max_age_ns: int,
-        envelope_bytes: int = 4096,
         packets: bool = False,
     ) -> None:
         self._signal, self._wrap, self._packets = signal, wrap, packets
-        self._room_bytes, self._max_items, self._max_age_ns = max_bytes - envelope_bytes, max_items, max_age_ns
+        self._room_bytes = max_bytes - len(wrap([], 0)) - LENGTHS_BYTES
+        self._max_items, self._max_age_ns = max_items, max_age_ns
         self._runs: list[memoryview] = []
         self._bytes = self._items = 0
         self._since_ns = 0

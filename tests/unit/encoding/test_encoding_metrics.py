@@ -1,13 +1,14 @@
 """The agent's own counters as OTLP metrics."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE, Metric
 
 from tcpio_otel import __version__
 from tcpio_otel.encoding import names, proto_json
-from tcpio_otel.encoding.metrics import ExportCounts, Observation, metrics_request
+from tcpio_otel.encoding.metrics import ExportCounts, Observation, metrics, metrics_request
 from tcpio_otel.encoding.resource import host_resource
 from tcpio_otel.ledger import Balance
 from tcpio_otel.payload import Signal
@@ -80,6 +81,11 @@ def test_exports_are_counted_as_the_semantic_conventions_have_it() -> None:
     assert set(points(found["otel.sdk.exporter.metric_data_point.exported"]).values()) == {200, 5}
     units = {name: metric.unit for name, metric in found.items() if name.startswith("otel.sdk")}
     assert set(units.values()) == {"{log_record}", "{span}", "{data_point}"}
+
+
+def test_a_metric_without_points_is_left_out() -> None:
+    """A source that knows no faults sends no empty metric."""
+    assert "tcpio.faults" not in {metric.name for metric in metrics(replace(OBSERVATION, faults={}))}
 
 
 def test_connections_and_faults_are_reported() -> None:

@@ -1,10 +1,13 @@
 """Items to requests: nothing lost, nothing doubled, nothing too large."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpio_otel.export.batcher import Batcher
+from tcpio_otel.encoding.protobuf import ProtobufEnvelope
+from tcpio_otel.encoding.resource import host_resource, message
+from tcpio_otel.export.batcher import LENGTHS_BYTES, Batcher
 from tcpio_otel.payload import Items, Request, Signal
 
 ENVELOPE = b"<envelope>"
@@ -20,8 +23,7 @@ def wrap(runs: list[memoryview], length: int) -> bytes:
 def batcher(max_bytes: int = 1000, max_items: int = 10, max_age_ns: int = 100) -> Batcher:
     """A batcher of packets."""
     return Batcher(
-        Signal.LOGS, wrap, max_bytes=max_bytes, max_items=max_items, max_age_ns=max_age_ns,
-        envelope_bytes=len(ENVELOPE), packets=True,
+        Signal.LOGS, wrap, max_bytes=max_bytes + LENGTHS_BYTES, max_items=max_items, max_age_ns=max_age_ns, packets=True
     )  # fmt: skip
 
 
@@ -29,6 +31,18 @@ def items(sizes: list[int], first: int = 0) -> Items:
     """Items of given sizes, each of one letter."""
     parts = [bytes([97 + (first + number) % 26]) * size for number, size in enumerate(sizes)]
     return Items(memoryview(bytearray(b"".join(parts))), np.cumsum(sizes, dtype=np.int64))
+
+
+@pytest.mark.parametrize("label", ["x", "x" * 20_000])
+def test_a_request_keeps_within_its_bound_whatever_the_resource(label: str) -> None:
+    """What stands around the items counts, however large it is."""
+    resource = message(host_resource("edge", {"note": label})).SerializeToString()
+    full = Batcher(
+        Signal.LOGS, ProtobufEnvelope(resource).wrap, max_bytes=65_536, max_items=100_000, max_age_ns=0, packets=True
+    )
+    sizes = [len(request.body) for request in full.add(items([100] * 3000), 0)]
+    assert len(sizes) > 3
+    assert all(65_000 < size <= 65_536 for size in sizes)
 
 
 @given(st.lists(st.lists(st.integers(1, 120), max_size=40), max_size=8), st.integers(20, 300), st.integers(1, 15))
