@@ -184,7 +184,7 @@ def _pipeline(config: Config, ledger: Ledger, vocabulary: Vocabulary, outputs: O
 
     return Pipeline(
         ledger=ledger,
-        connections=_table(config, vocabulary),
+        connections=_table(config, vocabulary, float(config.connections.summary_interval)),
         packet_encoder=outputs.packet_encoder,
         encode_spans=outputs.encode_spans,
         encode_summaries=outputs.encode_summaries,
@@ -197,14 +197,14 @@ def _pipeline(config: Config, ledger: Ledger, vocabulary: Vocabulary, outputs: O
     )
 
 
-def _table(config: Config, vocabulary: Vocabulary) -> Any:
+def _table(config: Config, vocabulary: Vocabulary, summary_interval_s: float) -> Any:
     from tcpio_otel.connections.table import ConnectionTable
 
     return ConnectionTable(
         limit=config.connections.limit,
         linger_ns=int(config.connections.linger * 1e9),
         handshake_timeout_ns=int(config.connections.handshake_timeout * 1e9),
-        summary_interval_ns=int(config.connections.summary_interval * 1e9),
+        summary_interval_ns=int(summary_interval_s * 1e9),
         kernel_totals=config.capture_file is None,
         reset_reasons=vocabulary.reset_reasons,
     )
@@ -308,13 +308,14 @@ def watch(config: Config, *, json: bool, time_of_day: bool, process: bool, seq: 
     """Print packets until stopped, or until nobody reads; returns the exit code."""
     ledger, stop = Ledger(), Stop(config.duration)
     with stop.on_signals(), opened(config, ledger) as (source, vocabulary):
+        from tcpio_otel.batch import Packets
         from tcpio_otel.encoding.packet_json import JsonLines
         from tcpio_otel.encoding.table import PacketTable
         from tcpio_otel.summary import ledger_line
 
         table = PacketTable(time=time_of_day, process=process, seq=seq)
         encoder = JsonLines(vocabulary.drop_reasons) if json else table
-        connections = _table(config, vocabulary)
+        connections = _table(config, vocabulary, summary_interval_s=0)
         out = sys.stdout.buffer
         try:
             if not json:
@@ -323,10 +324,8 @@ def watch(config: Config, *, json: bool, time_of_day: bool, process: bool, seq: 
             for batch in _and_the_rest(source, stop):
                 slots, _ = connections.update(batch, source.now_ns())
                 if len(slots):
-                    items = encoder.encode(
-                        batch.packets, slots, connections.flows, batch.unix_offset_ns, batch.observed_ns
-                    )
-                    out.write(items.buffer)
+                    packets = Packets(batch.packets, slots, connections.flows, batch.unix_offset_ns, batch.observed_ns)
+                    out.write(encoder.encode(packets).buffer)
                     out.flush()
                     ledger.exported(len(slots))
         except BrokenPipeError:

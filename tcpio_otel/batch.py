@@ -4,7 +4,7 @@
 the connection table knows of each slot and the encoders need.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from functools import cached_property
 from typing import Any
@@ -185,6 +185,34 @@ class Batch:
     def packets(self) -> NDArray[np.void]:
         """The records of kind PACKET, in order."""
         return self.records if self.is_packet.all() else pick(self.records, self.is_packet)
+
+
+@dataclass(frozen=True)
+class Packets:
+    """Packet records, and all it takes to encode them.
+
+    `records` has dtype RECORD and shape (n,), contiguous, all of kind PACKET; `slots` (int64, shape (n,)) says which
+    row of `flows` (dtype FLOW) each belongs to. `unix_offset_ns` and `observed_ns` are those of their batch.
+    """
+
+    records: NDArray[np.void]
+    slots: NDArray[np.int64]
+    flows: NDArray[np.void]
+    unix_offset_ns: int
+    observed_ns: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def part(self, rows: slice) -> "Packets":
+        """Some of them, side by side."""
+        return replace(self, records=self.records[rows], slots=self.slots[rows])
+
+    @property
+    def unix_ns(self) -> NDArray[np.uint64]:
+        """The time of each (uint64, shape (n,))."""
+        times: NDArray[np.uint64] = self.records["time_ns"] + np.uint64(self.unix_offset_ns)
+        return times
 
 
 def pick(records: NDArray[np.void], rows: NDArray[np.bool_] | NDArray[np.intp]) -> NDArray[np.void]:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import Batch, pick
+from tcpio_otel.batch import Batch, Packets, pick
 from tcpio_otel.clock import Nanoseconds
 from tcpio_otel.connections.events import Connection
 from tcpio_otel.connections.table import ConnectionTable
@@ -52,14 +52,7 @@ class Source(Protocol):
 class PacketEncoder(Protocol):
     """Turns packet records into items of a signal."""
 
-    def encode(
-        self,
-        records: NDArray[np.void],
-        slots: NDArray[np.int64],
-        flows: NDArray[np.void],
-        unix_offset_ns: int,
-        observed_ns: int,
-    ) -> Items:
+    def encode(self, packets: Packets) -> Items:
         """Encode packet records; what comes back is good until the next call."""
 
 
@@ -200,9 +193,8 @@ class Pipeline:
     def _encode(self, rows: _Held) -> None:
         if self._logs is None or not len(rows):
             return
-        items = self._packet_encoder.encode(
-            rows.records, rows.slots, self._connections.flows, rows.unix_offset_ns, rows.observed_ns
-        )
+        packets = Packets(rows.records, rows.slots, self._connections.flows, rows.unix_offset_ns, rows.observed_ns)
+        items = self._packet_encoder.encode(packets)
         too_large = self._logs.add(items, self._clock(), block=self._paced)
         self._ledger.dropped(too_large, "too_large")
 

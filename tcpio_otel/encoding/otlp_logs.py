@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel import native
-from tcpio_otel.batch import FLAG_NAMES
-from tcpio_otel.encoding import endpoints, names
+from tcpio_otel.batch import FLAG_NAMES, Packets
+from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import Buffer
-from tcpio_otel.encoding.endpoints import DIRECTIONS, address_text, network_type
 from tcpio_otel.encoding.protobuf import bool_attribute, field, int_attribute, string_attribute, varint
-from tcpio_otel.encoding.rows import Ends, RowStore
+from tcpio_otel.encoding.rows import Ends, RowStore, halves
 from tcpio_otel.payload import Items
 
 INFO, WARN = 9, 13  # opentelemetry.proto.logs.v1.SeverityNumber
@@ -72,44 +71,24 @@ class PacketLogEncoder:
         self._drops, self._drop_lengths = np.zeros((_REASONS, width), np.uint8), np.zeros(_REASONS, np.int64)
         native.point(self._words.drops, self._drops, self._drop_lengths)
 
-    def encode(
-        self,
-        records: NDArray[np.void],
-        slots: NDArray[np.int64],
-        flows: NDArray[np.void],
-        unix_offset_ns: int,
-        observed_ns: int,
-    ) -> Items:
-        """Encode packet records.
-
-        Args:
-            records: dtype RECORD, shape (n,), contiguous, all of kind PACKET.
-            slots: the slot of each record, int64, shape (n,).
-            flows: dtype FLOW, indexed by slot.
-            unix_offset_ns: what to add to the records' time for Unix time.
-            observed_ns: Unix time of the drain.
-
-        Returns:
-            One item a record; the buffer is used again by the next call.
-        """
-        ends, size = np.empty(len(records), np.int64), 0
-        pending = [slice(0, len(records))]
+    def encode(self, packets: Packets) -> Items:
+        """Encode packet records, one item each; the buffer is used again by the next call."""
+        ends, size = np.empty(len(packets), np.int64), 0
+        pending = [slice(0, len(packets))]
         while pending:
-            part = pending.pop()
-            rows = self._connections.numbers(records[part], slots[part], flows)
-            if rows is None:
-                middle = (part.start + part.stop) // 2
-                pending += [slice(middle, part.stop), slice(part.start, middle)]
-            else:
-                ends[part] = self._join(records[part], rows, unix_offset_ns, observed_ns, size)
-                size = int(ends[part.stop - 1]) if part.stop else 0
+            rows = pending.pop()
+            part = packets.part(rows)
+            numbers = self._connections.numbers(part)
+            if numbers is None:
+                pending += halves(rows)
+            elif len(part):
+                ends[rows] = self._join(part, numbers, size)
+                size = int(ends[rows.stop - 1])
         return Items(self._buffer.room(size, size).data[:size], ends)
 
-    def _join(
-        self, records: NDArray[np.void], rows: NDArray[np.int64], unix_offset_ns: int, observed_ns: int, base: int
-    ) -> NDArray[np.int64]:
+    def _join(self, packets: Packets, rows: NDArray[np.int64], base: int) -> NDArray[np.int64]:
         """Write records behind the `base` bytes that are there; returns where each ends."""
-        words, count = self._words, len(records)
+        words, count = self._words, len(packets)
         self._connections.point(0, words.text)
         self._connections.point(1, words.attributes)
         longest = _OWN_BYTES + sum(getattr(words, name).width for name in _WORDS)
@@ -118,18 +97,11 @@ class PacketLogEncoder:
         done = 0
         while done < count:
             done = native.library.tcpio_encode_logs(
-                ctypes.byref(words),
-                records,
-                rows,
-                done,
-                count,
-                unix_offset_ns % (1 << 64),
-                observed_ns,
-                out[base:],
-                ends,
-            )
+                ctypes.byref(words), packets.records, rows, done, count, packets.unix_offset_ns % (1 << 64),
+                packets.observed_ns, out[base:], ends,
+            )  # fmt: skip
             if done < count:
-                self._make_drop(int(records["drop_reason"][done]))
+                self._make_drop(int(packets.records["drop_reason"][done]))
         ends += base
         return ends
 
@@ -141,32 +113,9 @@ class PacketLogEncoder:
 
 def _connection_rows(ends: Ends) -> tuple[bytes, bytes]:
     """What of a record belongs to its connection and direction: columns of the body; attributes and ids."""
-    text = endpoints.columns(ends.local, ends.local_port, ends.peer, ends.peer_port, ends.direction)
     attributes = [
-        string_attribute(names.NETWORK_TRANSPORT, "tcp"),
-        string_attribute(names.NETWORK_TYPE, network_type(ends.local)),
-        string_attribute(names.LOCAL_ADDRESS, address_text(ends.local)),
-        int_attribute(names.LOCAL_PORT, ends.local_port),
-        string_attribute(names.PEER_ADDRESS, address_text(ends.peer)),
-        int_attribute(names.PEER_PORT, ends.peer_port),
-        _DIRECTIONS[ends.direction],
+        int_attribute(key, value) if isinstance(value, int) else string_attribute(key, value)
+        for key, value in ends.attributes
     ]
-    if ends.translated:
-        attributes += [
-            string_attribute(names.SOCKET_LOCAL_ADDRESS, address_text(ends.socket_local)),
-            int_attribute(names.SOCKET_LOCAL_PORT, ends.socket_local_port),
-            string_attribute(names.SOCKET_PEER_ADDRESS, address_text(ends.socket_peer)),
-            int_attribute(names.SOCKET_PEER_PORT, ends.socket_peer_port),
-        ]
-    if ends.pid:
-        attributes.append(int_attribute(names.PID, ends.pid))
-    if ends.process_name:
-        attributes.append(string_attribute(names.EXECUTABLE_NAME, ends.process_name))
-    ids = b""
-    if ends.identified:
-        attributes.append(string_attribute(names.CONNECTION_ID, ends.trace_id[:8].hex()))
-        ids = field(9, ends.trace_id) + field(10, ends.span_id)
-    return text.encode(), b"".join(attributes) + ids
-
-
-_DIRECTIONS = {int(direction): string_attribute(names.IO_DIRECTION, name) for direction, name in DIRECTIONS.items()}
+    ids = field(9, ends.trace_id) + field(10, ends.span_id) if ends.identified else b""
+    return ends.columns.encode(), b"".join(attributes) + ids

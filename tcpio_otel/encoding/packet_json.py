@@ -7,17 +7,15 @@ from datetime import date, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import FLAG_NAMES, Flag, Mark
+from tcpio_otel.batch import FLAG_NAMES, Flag, Mark, Packets
 from tcpio_otel.encoding import names
-from tcpio_otel.encoding.columns import Buffer, Segment, Table, assemble, constant, decimals, nine_digits
-from tcpio_otel.encoding.endpoints import DIRECTIONS, address_text, columns, network_type, payload_text
-from tcpio_otel.encoding.rows import Ends, RowStore
-from tcpio_otel.payload import Items
+from tcpio_otel.encoding.columns import Segment, Table, constant, decimals, nine_digits
+from tcpio_otel.encoding.endpoints import payload_text
+from tcpio_otel.encoding.rows import Ends, RowStore, SegmentEncoder
 
 Render = Callable[[str, str | int | bool], str]
 """An attribute as JSON text."""
 
-CHUNK = 8192
 _RST, _RETRANSMIT, _DROPPED = int(Flag.RST), int(Mark.RETRANSMIT), int(Mark.DROPPED)
 _DAY_NS = 86_400_000_000_000
 
@@ -82,38 +80,15 @@ class _Attributes:
         self._connections = RowStore(self._rows, 2)
 
     def _rows(self, ends: Ends) -> tuple[bytes, ...]:
-        attributes: list[tuple[str, str | int | bool]] = [
-            (names.NETWORK_TRANSPORT, "tcp"),
-            (names.NETWORK_TYPE, network_type(ends.local)),
-            (names.LOCAL_ADDRESS, address_text(ends.local)),
-            (names.LOCAL_PORT, ends.local_port),
-            (names.PEER_ADDRESS, address_text(ends.peer)),
-            (names.PEER_PORT, ends.peer_port),
-            (names.IO_DIRECTION, DIRECTIONS[ends.direction]),
-        ]
-        if ends.translated:
-            attributes += [
-                (names.SOCKET_LOCAL_ADDRESS, address_text(ends.socket_local)),
-                (names.SOCKET_LOCAL_PORT, ends.socket_local_port),
-                (names.SOCKET_PEER_ADDRESS, address_text(ends.socket_peer)),
-                (names.SOCKET_PEER_PORT, ends.socket_peer_port),
-            ]
-        if ends.pid:
-            attributes.append((names.PID, ends.pid))
-        if ends.process_name:
-            attributes.append((names.EXECUTABLE_NAME, ends.process_name))
-        if ends.identified:
-            attributes.append((names.CONNECTION_ID, ends.trace_id[:8].hex()))
-        rendered = "".join("," + self._render(key, value) for key, value in attributes)
+        rendered = "".join("," + self._render(key, value) for key, value in ends.attributes)
         return self._text(ends).encode(), (rendered + self._after(ends)).encode()
 
-    def segments(
-        self, records: NDArray[np.void], slots: NDArray[np.int64], flows: NDArray[np.void]
-    ) -> tuple[Segment, list[Segment]] | None:
+    def segments(self, packets: Packets) -> tuple[Segment, list[Segment]] | None:
         """The text of each connection, and the attributes; None as `RowStore.numbers` says it."""
-        numbers = self._connections.numbers(records, slots, flows)
+        numbers = self._connections.numbers(packets)
         if numbers is None:
             return None
+        records = packets.records
         marks = records["marks"]
         reasons = np.where(marks & _DROPPED != 0, records["drop_reason"], 0)
         counts = records["gso_segments"]
@@ -139,49 +114,7 @@ def _present(segment: Segment, where: NDArray[np.bool_]) -> Segment:
     return rows, np.where(where, lengths, 0)
 
 
-class _Encoder:
-    """What both formats share: chunks, and rows that must be encoded apart."""
-
-    def __init__(self) -> None:
-        self._buffer = Buffer()
-
-    def encode(
-        self,
-        records: NDArray[np.void],
-        slots: NDArray[np.int64],
-        flows: NDArray[np.void],
-        unix_offset_ns: int,
-        observed_ns: int,
-    ) -> Items:
-        """Encode packet records; arguments as for `otlp_logs.PacketLogEncoder.encode`, one item a record."""
-        parts, ends, size = [], [], 0
-        pending = [slice(start, start + CHUNK) for start in range(0, len(records), CHUNK)][::-1]
-        while pending:
-            part = pending.pop()
-            chunk = records[part]
-            segments = self._segments(chunk, slots[part], flows, unix_offset_ns, observed_ns)
-            if segments is None:
-                middle = part.start + len(chunk) // 2
-                pending += [slice(middle, part.start + len(chunk)), slice(part.start, middle)]
-                continue
-            text, chunk_ends = assemble(self._buffer, segments, len(chunk))
-            parts.append(bytes(text))
-            ends.append(chunk_ends + size)
-            size += len(text)
-        return Items(memoryview(b"".join(parts)), np.concatenate([np.empty(0, np.int64), *ends]))
-
-    def _segments(
-        self,
-        records: NDArray[np.void],
-        slots: NDArray[np.int64],
-        flows: NDArray[np.void],
-        unix_offset_ns: int,
-        observed_ns: int,
-    ) -> list[Segment] | None:
-        raise NotImplementedError
-
-
-class PacketJsonEncoder(_Encoder):
+class PacketJsonEncoder(SegmentEncoder):
     """Encodes packet records as OTLP/JSON log records, each with a comma behind it."""
 
     def __init__(self, drop_reasons: Mapping[int, str]) -> None:
@@ -190,34 +123,28 @@ class PacketJsonEncoder(_Encoder):
             otlp_attribute,
             drop_reasons,
             before_first=lambda bits: f'({FLAG_NAMES[bits]})"}},"attributes":[',
-            text=lambda ends: columns(ends.local, ends.local_port, ends.peer, ends.peer_port, ends.direction),
+            text=lambda ends: ends.columns,
             after=_ids,
         )
         self._cpus = Table(lambda cpu: f"{cpu} ".encode(), 8, 1 << 16)
         self._sizes = Table(lambda size: payload_text(size).encode(), 16, 1 << 18)
 
-    def _segments(
-        self,
-        records: NDArray[np.void],
-        slots: NDArray[np.int64],
-        flows: NDArray[np.void],
-        unix_offset_ns: int,
-        observed_ns: int,
-    ) -> list[Segment] | None:
-        found = self._attributes.segments(records, slots, flows)
+    def _segments(self, packets: Packets) -> list[Segment] | None:
+        found = self._attributes.segments(packets)
         if found is None:
             return None
         text, attributes = found
+        records = packets.records
         warn = ((records["flags"] & _RST != 0) | (records["marks"] & _RETRANSMIT != 0)).astype(np.int64)
         heads = [
-            f'","observedTimeUnixNano":"{observed_ns}","severityNumber":{number},"severityText":"{name}",'
+            f'","observedTimeUnixNano":"{packets.observed_ns}","severityNumber":{number},"severityText":"{name}",'
             f'"body":{{"stringValue":"'.encode()
             for number, name in ((9, "INFO"), (13, "WARN"))
         ]
         rows = np.array(heads, f"S{max(map(len, heads))}").view(f"V{max(map(len, heads))}")
         return [
             constant(b'{"timeUnixNano":"'),
-            decimals(records["time_ns"] + np.uint64(unix_offset_ns)),
+            decimals(packets.unix_ns),
             (rows[warn], np.array([len(head) for head in heads])[warn]),
             self._cpus.segment(records["cpu"]),
             text,
@@ -231,7 +158,7 @@ def _ids(ends: Ends) -> str:
     return f'],"eventName":"{names.PACKET_EVENT}"{ids}}},'
 
 
-class JsonLines(_Encoder):
+class JsonLines(SegmentEncoder):
     """Encodes packet records as flat JSON objects, one a line: `time`, and the log record's attributes by name."""
 
     def __init__(self, drop_reasons: Mapping[int, str]) -> None:
@@ -241,19 +168,11 @@ class JsonLines(_Encoder):
         )
         self._days = Table(lambda day: (date(1970, 1, 1) + timedelta(days=day)).isoformat().encode(), 16, 1 << 17)
 
-    def _segments(
-        self,
-        records: NDArray[np.void],
-        slots: NDArray[np.int64],
-        flows: NDArray[np.void],
-        unix_offset_ns: int,
-        observed_ns: int,
-    ) -> list[Segment] | None:
-        del observed_ns  # nobody who reads a terminal asks for it
-        found = self._attributes.segments(records, slots, flows)
+    def _segments(self, packets: Packets) -> list[Segment] | None:
+        found = self._attributes.segments(packets)
         if found is None:
             return None
-        unix_ns = records["time_ns"] + np.uint64(unix_offset_ns)
+        unix_ns = packets.unix_ns
         return [
             constant(b'{"time":"'),
             self._days.segment((unix_ns // np.uint64(_DAY_NS)).astype(np.int64)),

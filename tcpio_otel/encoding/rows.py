@@ -7,8 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel import native
-from tcpio_otel.batch import RECORD, Mark, pick
-from tcpio_otel.encoding.columns import Offsets, Rows, Scratch
+from tcpio_otel.batch import RECORD, Mark, Packets, pick
+from tcpio_otel.encoding import names
+from tcpio_otel.encoding.columns import Buffer, Offsets, Rows, Scratch, Segment, assemble
+from tcpio_otel.encoding.endpoints import DIRECTIONS, address_text, columns, network_type
+from tcpio_otel.payload import Items
 
 _TRANSLATED = int(Mark.TRANSLATED)
 _ADDRESSES = ("header_local_address", "header_peer_address", "local_address", "peer_address")
@@ -36,6 +39,41 @@ class Ends(NamedTuple):
     pid: int
     process_name: str
 
+    @property
+    def columns(self) -> str:
+        """Their part of a row of `tcpio.d`."""
+        return columns(self.local, self.local_port, self.peer, self.peer_port, self.direction)
+
+    @property
+    def attributes(self) -> list[tuple[str, str | int]]:
+        """What a log record says of them (docs/record.md)."""
+        found: list[tuple[str, str | int]] = [
+            (names.NETWORK_TRANSPORT, "tcp"),
+            (names.NETWORK_TYPE, network_type(self.local)),
+            (names.LOCAL_ADDRESS, address_text(self.local)),
+            (names.LOCAL_PORT, self.local_port),
+            (names.PEER_ADDRESS, address_text(self.peer)),
+            (names.PEER_PORT, self.peer_port),
+            (names.IO_DIRECTION, DIRECTIONS[self.direction]),
+        ]
+        if self.translated:
+            found += [
+                (names.SOCKET_LOCAL_ADDRESS, address_text(self.socket_local)),
+                (names.SOCKET_LOCAL_PORT, self.socket_local_port),
+                (names.SOCKET_PEER_ADDRESS, address_text(self.socket_peer)),
+                (names.SOCKET_PEER_PORT, self.socket_peer_port),
+            ]
+        if self.pid:
+            found.append((names.PID, self.pid))
+        if self.process_name:
+            found.append((names.EXECUTABLE_NAME, self.process_name))
+        if self.identified:
+            found.append((names.CONNECTION_ID, self.trace_id[:8].hex()))
+        return found
+
+
+CHUNK = 8192
+"""Rows that `SegmentEncoder` takes at a time: fewer cost more in calls, more cost more in cache misses."""
 
 _WIDTH_STEP = 64
 _TRIES = 4  # a batch may widen the rows twice before it can fill them
@@ -69,18 +107,17 @@ class RowStore:
         self._rows: list[Rows] = [np.zeros(size, f"V{width}") for width in self._widths]
         self._lengths: list[Offsets] = [np.zeros(size, np.int64) for _ in self._widths]
 
-    def numbers(
-        self, records: NDArray[np.void], slots: NDArray[np.int64], flows: NDArray[np.void]
-    ) -> NDArray[np.int64] | None:
+    def numbers(self, packets: Packets) -> NDArray[np.int64] | None:
         """The row number of each record (int64, shape (n,)), all made and fresh.
 
         None when two records of one connection and direction show different tuples in their headers: then no single
         row serves both, and the caller encodes them apart.
         """
-        if len(flows) > self._slots:
-            self._reset(len(flows))
+        records, slots = packets.records, packets.slots
+        if len(packets.flows) > self._slots:
+            self._reset(len(packets.flows))
         numbers, stale = np.empty(len(records), np.int64), np.empty(len(records), np.bool_)
-        versions = flows["version"]
+        versions = packets.flows["version"]
         for _ in range(_TRIES):
             found = native.library.tcpio_row_numbers(
                 records, slots, len(records), versions, versions.strides[0], self._slots, self._versions, self._headers,
@@ -88,21 +125,14 @@ class RowStore:
             )  # fmt: skip
             if not found:
                 return numbers
-            self._make(records, slots, flows, numbers, np.nonzero(stale)[0])
+            self._make(packets, numbers, np.nonzero(stale)[0])
         return None
 
-    def _make(
-        self,
-        records: NDArray[np.void],
-        slots: NDArray[np.int64],
-        flows: NDArray[np.void],
-        numbers: NDArray[np.int64],
-        stale: NDArray[np.intp],
-    ) -> None:
+    def _make(self, packets: Packets, numbers: NDArray[np.int64], stale: NDArray[np.intp]) -> None:
         """Make the rows of stale records, or, if one of them is too long, room for it."""
         made_numbers, first = np.unique(numbers[stale], return_index=True)
         rows = stale[first]
-        chosen, flow = pick(records, rows), flows[slots[rows]]
+        chosen, flow = pick(packets.records, rows), packets.flows[packets.slots[rows]]
         made = [self._build(ends) for ends in _ends(chosen, flow)]
         lengths = [[len(row[part]) for row in made] for part in range(len(self._widths))]
         widest = [max(part) for part in lengths]
@@ -133,6 +163,39 @@ class RowStore:
     def rows(self, part: int, numbers: NDArray[np.int64]) -> Rows:
         """A part of rows, as wide as the longest that was seen; good until the next call."""
         return self._scratches[part].take(self._rows[part], numbers)
+
+
+def halves(rows: slice) -> list[slice]:
+    """Two slices for one, to be encoded apart; a stack takes the first one last."""
+    middle = (rows.start + rows.stop) // 2
+    return [slice(middle, rows.stop), slice(rows.start, middle)]
+
+
+class SegmentEncoder:
+    """Encodes packets as chains of segments, put together by NumPy: chunks, and rows that must be encoded apart."""
+
+    def __init__(self) -> None:
+        self._buffer = Buffer()
+
+    def encode(self, packets: Packets) -> Items:
+        """Encode packet records, one item each."""
+        parts, ends, size = [], [], 0
+        pending = [slice(start, min(start + CHUNK, len(packets))) for start in range(0, len(packets), CHUNK)][::-1]
+        while pending:
+            rows = pending.pop()
+            segments = self._segments(packets.part(rows))
+            if segments is None:
+                pending += halves(rows)
+                continue
+            text, chunk_ends = assemble(self._buffer, segments, rows.stop - rows.start)
+            parts.append(bytes(text))
+            ends.append(chunk_ends + size)
+            size += len(text)
+        return Items(memoryview(b"".join(parts)), np.concatenate([np.empty(0, np.int64), *ends]))
+
+    def _segments(self, packets: Packets) -> list[Segment] | None:
+        """The segments of each record, from left to right; None as `RowStore.numbers` says it."""
+        raise NotImplementedError
 
 
 def _ends(records: NDArray[np.void], flows: NDArray[np.void]) -> Iterator[Ends]:

@@ -6,12 +6,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import FLAG_NAMES
-from tcpio_otel.encoding.columns import Buffer, Segment, Table, assemble, constant, decimals
-from tcpio_otel.encoding.endpoints import HEADER, columns, payload_text
+from tcpio_otel.batch import FLAG_NAMES, Packets
+from tcpio_otel.encoding.columns import Segment, Table, constant, decimals
+from tcpio_otel.encoding.endpoints import HEADER, payload_text
 from tcpio_otel.encoding.packet_json import clock_time
-from tcpio_otel.encoding.rows import Ends, RowStore
-from tcpio_otel.payload import Items
+from tcpio_otel.encoding.rows import Ends, RowStore, SegmentEncoder
 
 _QUARTER_NS = 900_000_000_000
 
@@ -21,7 +20,7 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
 
 
-class PacketTable:
+class PacketTable(SegmentEncoder):
     """The table, one line a record.
 
     Args:
@@ -31,8 +30,8 @@ class PacketTable:
     """
 
     def __init__(self, *, time: bool, process: bool, seq: bool) -> None:
+        super().__init__()
         self._time, self._process, self._seq = time, process, seq
-        self._buffer = Buffer()
         self._cpus = Table(lambda cpu: b" %3d " % cpu, 8, 1 << 16)
         self._sizes = Table(lambda size: payload_text(size).encode(), 16, 1 << 18)
         self._flags = Table(lambda bits: f"({FLAG_NAMES[bits]})".encode(), 40, 256)
@@ -40,40 +39,22 @@ class PacketTable:
 
     @staticmethod
     def _rows(ends: Ends) -> tuple[bytes, bytes]:
-        text = columns(ends.local, ends.local_port, ends.peer, ends.peer_port, ends.direction)
         process = f"  {ends.pid or '-'} {printable(ends.process_name) or '-'}"
-        return text.encode(), process.encode()
+        return ends.columns.encode(), process.encode()
 
     def header(self) -> bytes:
         """The heading, newline included."""
         titles = [f"{'TIME':<18}" * self._time, HEADER, "  SEQ ACK WIN" * self._seq, "  PID PROCESS" * self._process]
         return "".join(titles).encode() + b"\n"
 
-    def encode(
-        self,
-        records: NDArray[np.void],
-        slots: NDArray[np.int64],
-        flows: NDArray[np.void],
-        unix_offset_ns: int,
-        observed_ns: int,
-    ) -> Items:
-        """Encode packet records; arguments as for `otlp_logs.PacketLogEncoder.encode`, one line a record."""
-        numbers = self._connections.numbers(records, slots, flows)
+    def _segments(self, packets: Packets) -> list[Segment] | None:
+        numbers, records = self._connections.numbers(packets), packets.records
         if numbers is None:
-            half = len(records) // 2
-            halves = [
-                self.encode(records[part], slots[part], flows, unix_offset_ns, observed_ns)
-                for part in (slice(half), slice(half, None))
-            ]
-            first = bytes(halves[0].buffer)
-            return Items(
-                memoryview(first + bytes(halves[1].buffer)),
-                np.concatenate([halves[0].ends, halves[1].ends + len(first)]),
-            )
+            return None
         store = self._connections
         segments: list[Segment] = []
         if self._time:
-            unix_ns = records["time_ns"] + np.uint64(unix_offset_ns)
+            unix_ns = packets.unix_ns
             segments += clock_time(unix_ns + _local_offsets_ns(unix_ns))
         segments += [
             self._cpus.segment(records["cpu"]),
@@ -87,8 +68,7 @@ class PacketTable:
         if self._process:
             segments.append((store.rows(1, numbers), store.lengths(1, numbers)))
         segments.append(constant(b"\n"))
-        text, ends = assemble(self._buffer, segments, len(records))
-        return Items(memoryview(bytes(text)), ends)
+        return segments
 
 
 def _local_offsets_ns(unix_ns: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -20,7 +20,7 @@ from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs  #
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter, LogRecordExportResult
 
-from tcpio_otel.batch import RECORD, Batch, Flag
+from tcpio_otel.batch import RECORD, Batch, Flag, Packets
 from tcpio_otel.capture.ring import SLOT, Merger, parse
 from tcpio_otel.connections.table import ConnectionTable
 from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
@@ -134,13 +134,13 @@ def stages() -> dict[str, Stage]:
         return lambda: [work(part) for part in parts], len(records)
 
     def encoded(encoder: Any) -> Stage:
-        return each(lambda part: encoder.encode(records[part], slots[part], flows, 0, 1))
+        return each(lambda part: encoder.encode(Packets(records[part], slots[part], flows, 0, 1)))
 
     def followed(part: slice) -> np.ndarray:
         return table.update(Batch(records[part], 0, 0), 0)[0]
 
     def whole(part: slice) -> Items:
-        return following.encode(records[part], followed(part), table.flows, 0, 1)
+        return following.encode(Packets(records[part], followed(part), table.flows, 0, 1))
 
     def requested(part: slice) -> None:
         items = whole(part)

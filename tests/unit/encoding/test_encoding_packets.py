@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from tcpio_otel.batch import Mark
+from tcpio_otel.batch import Mark, Packets
 from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import decimals
 from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
@@ -38,14 +38,14 @@ def test_wild_records_are_byte_identical_to_the_official_classes(seed: int) -> N
     for part in range(2):
         # The second part uses the slots again for other connections, as the agent does.
         records, slots, flows = traffic.wild(5_000, 300, 2 * seed + part)
-        encoded = encoder.encode(records, slots, flows, 0, OBSERVED)
+        encoded = encoder.encode(Packets(records, slots, flows, 0, OBSERVED))
         assert cut(encoded) == oracle.items(records, slots, flows, 0, OBSERVED, REASONS)
 
 
 def test_ordinary_traffic_is_byte_identical_across_chunks() -> None:
     """A batch larger than one chunk has no seam."""
     records, slots, flows = traffic.flows_and_records(10_000)
-    encoded = PacketLogEncoder(REASONS).encode(records, slots, flows, OFFSET, OBSERVED)
+    encoded = PacketLogEncoder(REASONS).encode(Packets(records, slots, flows, OFFSET, OBSERVED))
     assert cut(encoded) == oracle.items(records, slots, flows, OFFSET, OBSERVED, REASONS)
 
 
@@ -54,7 +54,7 @@ def test_ordinary_traffic_is_byte_identical_across_chunks() -> None:
 def test_any_shape_of_batch_is_byte_identical(seed: int, packets: int, slots: int) -> None:
     """Small batches, few connections, one record: nothing depends on size."""
     records, rows, flows = traffic.wild(packets, slots, seed % 100_000)
-    encoded = PacketLogEncoder(REASONS).encode(records, rows, flows, 5, OBSERVED)
+    encoded = PacketLogEncoder(REASONS).encode(Packets(records, rows, flows, 5, OBSERVED))
     assert cut(encoded) == oracle.items(records, rows, flows, 5, OBSERVED, REASONS)
 
 
@@ -62,7 +62,7 @@ def test_an_empty_batch_is_no_items() -> None:
     """Nothing in, nothing out, in every format."""
     records, slots, flows = traffic.flows_and_records(0)
     for encoder in (PacketLogEncoder({}), PacketJsonEncoder({}), JsonLines({})):
-        assert len(encoder.encode(records, slots, flows, 0, 0)) == 0
+        assert len(encoder.encode(Packets(records, slots, flows, 0, 0))) == 0
 
 
 def test_a_connection_that_learns_its_ids_is_encoded_afresh() -> None:
@@ -70,15 +70,15 @@ def test_a_connection_that_learns_its_ids_is_encoded_afresh() -> None:
     records, slots, flows = traffic.flows_and_records(200, connections=5)
     flows["identified"] = False
     encoder = PacketLogEncoder({})
-    encoder.encode(records, slots, flows, 0, 1)
+    encoder.encode(Packets(records, slots, flows, 0, 1))
     flows["identified"], flows["pid"], flows["version"] = True, 99, flows["version"] + 1000
-    assert cut(encoder.encode(records, slots, flows, 0, 1)) == oracle.items(records, slots, flows, 0, 1, {})
+    assert cut(encoder.encode(Packets(records, slots, flows, 0, 1))) == oracle.items(records, slots, flows, 0, 1, {})
 
 
 def test_wrapped_items_are_an_export_request() -> None:
     """Resource, scope and schema stand around the records, and the official classes read them."""
     records, slots, flows = traffic.flows_and_records(300)
-    encoded = PacketLogEncoder({}).encode(records, slots, flows, 0, OBSERVED)
+    encoded = PacketLogEncoder({}).encode(Packets(records, slots, flows, 0, OBSERVED))
     middle = int(encoded.ends[99])
     runs = [encoded.buffer[:middle], encoded.buffer[middle:]]
     request = ExportLogsServiceRequest.FromString(ProtobufEnvelope(b"").wrap(runs, len(encoded.buffer)))
@@ -117,7 +117,7 @@ def otlp_json(record: Any, flow: Any) -> dict[str, Any]:
 def test_json_holds_what_protobuf_holds(seed: int) -> None:
     """OTLP/JSON says the same as the official protobuf, in the File Exporter's form."""
     records, slots, flows = traffic.wild(2_000, 150, seed)
-    items = PacketJsonEncoder(REASONS).encode(records, slots, flows, 0, OBSERVED)
+    items = PacketJsonEncoder(REASONS).encode(Packets(records, slots, flows, 0, OBSERVED))
     line = JsonEnvelope({}, {}, "url", ("resourceLogs", "scopeLogs", "logRecords")).wrap([items.buffer], 0)
     assert line.endswith(b"}\n")
     assert line.count(b"\n") == 1
@@ -132,7 +132,7 @@ def test_json_holds_what_protobuf_holds(seed: int) -> None:
 def test_json_lines_are_flat_and_complete(seed: int) -> None:
     """`watch --json` prints one object a line: the time, and every attribute of the log record."""
     records, slots, flows = traffic.wild(1_000, 100, seed)
-    lines = bytes(JsonLines(REASONS).encode(records, slots, flows, 0, OBSERVED).buffer).splitlines()
+    lines = bytes(JsonLines(REASONS).encode(Packets(records, slots, flows, 0, OBSERVED)).buffer).splitlines()
     for line, row, slot in zip(lines, records, slots.tolist(), strict=True):
         found = json.loads(line)
         time_ns = int(row["time_ns"])
@@ -145,7 +145,7 @@ def test_the_table_is_tcpio_ds(seed: int) -> None:
     """Every line of the table is the line that `tcpio.d` would print."""
     records, slots, flows = traffic.wild(2_000, 100, seed)
     table = PacketTable(time=False, process=False, seq=False)
-    lines = bytes(table.encode(records, slots, flows, 0, OBSERVED).buffer).decode().splitlines()
+    lines = bytes(table.encode(Packets(records, slots, flows, 0, OBSERVED)).buffer).decode().splitlines()
     assert lines == [oracle.tcpio_line(record) for record in records]
 
 
@@ -157,7 +157,7 @@ def test_the_table_looks_as_documented() -> None:
         records[f"header_{side}_address"], records[f"header_{side}_port"] = address, port
     records["cpu"], records["payload_bytes"], records["flags"], records["direction"] = 3, 736, 0x18, 1
     table = PacketTable(time=False, process=False, seq=False)
-    text = table.header() + bytes(table.encode(records, slots, flows, 0, OBSERVED).buffer)
+    text = table.header() + bytes(table.encode(Packets(records, slots, flows, 0, OBSERVED)).buffer)
     assert text.decode().splitlines() == [
         " CPU           LADDR:LPORT                RADDR:RPORT  BYTES  FLAGS",
         "   3        192.0.2.8:22    ->       192.0.2.40:60337    736  (PUSH|ACK)",
@@ -170,7 +170,7 @@ def test_flags_add_columns() -> None:
     flows["process_name"], flows["pid"] = b"ev\x1b[2Jil", 42
     records["marks"] = Mark(0)
     table = PacketTable(time=True, process=True, seq=True)
-    lines = bytes(table.encode(records, slots, flows, OFFSET, OBSERVED).buffer).decode().splitlines()
+    lines = bytes(table.encode(Packets(records, slots, flows, OFFSET, OBSERVED)).buffer).decode().splitlines()
     for line, record in zip(lines, records, strict=True):
         clock, rest = line[:18], line[18:]
         assert clock[8:] == f".{(int(record['time_ns']) + OFFSET) % 10**9:09d}"
@@ -200,7 +200,7 @@ def test_times_are_local_where_and_when_they_happened(
         records, slots, flows = traffic.flows_and_records(4)
         records["time_ns"] = [spring - 1, spring, autumn - 1, autumn]
         table = PacketTable(time=True, process=False, seq=False)
-        lines = bytes(table.encode(records, slots, flows, 0, OBSERVED).buffer).decode().splitlines()
+        lines = bytes(table.encode(Packets(records, slots, flows, 0, OBSERVED)).buffer).decode().splitlines()
     finally:
         monkeypatch.undo()
         time.tzset()
