@@ -140,7 +140,7 @@ def run(config: Config, terminal: IO[str]) -> int:
         outputs = Outputs(config, vocabulary, ledger, boot_ns)
         pipeline = _pipeline(config, ledger, vocabulary, outputs, source)
         view = _View(config, terminal, ledger, pipeline, outputs, source)
-        give_back = GiveBack()
+        give_back = GiveBack(outputs.packet_encoder.forget)
         fault: BaseException | None = None
         try:
             with view:

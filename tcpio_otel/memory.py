@@ -1,6 +1,7 @@
 """Memory of a burst, given back to the system once it is over: the allocator keeps it otherwise."""
 
 import ctypes
+from collections.abc import Callable
 
 from tcpio_otel.clock import Nanoseconds, boot_ns
 
@@ -12,14 +13,18 @@ CALM_NS = 5_000_000_000
 
 
 class GiveBack:
-    """Asks the C library to release free memory, when a burst has been over for a while.
+    """Makes the memory of a burst free, when that has been over for a while, and asks the C library to release it.
 
     glibc keeps freed memory for the next allocation, and an agent beside other workloads should not. Other C libraries
-    do without `malloc_trim`; there this does nothing.
+    do without `malloc_trim`; there that part is left to them.
+
+    Args:
+        forget: lets go of what can be made again.
+        clock: monotonic.
     """
 
-    def __init__(self, clock: Nanoseconds = boot_ns) -> None:
-        self._clock = clock
+    def __init__(self, forget: Callable[[], None], clock: Nanoseconds = boot_ns) -> None:
+        self._forget, self._clock = forget, clock
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         self._burst_ns: int | None = None
 
@@ -29,5 +34,6 @@ class GiveBack:
             self._burst_ns = self._clock()
         elif self._burst_ns is not None and self._clock() - self._burst_ns >= CALM_NS:
             self._burst_ns = None
+            self._forget()
             if self._trim:
                 self._trim(0)

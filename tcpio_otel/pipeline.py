@@ -55,6 +55,9 @@ class PacketEncoder(Protocol):
     def encode(self, packets: Packets) -> Items:
         """Encode packet records; what comes back is good until the next call."""
 
+    def forget(self) -> None:
+        """Let go of memory that a burst took; what is still needed of it is made again."""
+
 
 @dataclass(frozen=True)
 class Output:

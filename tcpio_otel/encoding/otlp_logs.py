@@ -86,6 +86,11 @@ class PacketLogEncoder:
                 size = int(ends[rows.stop - 1])
         return Items(self._buffer.room(size, size).data[:size], ends)
 
+    def forget(self) -> None:
+        """Let go of memory that a burst took; what is still needed of it is made again."""
+        self._connections.forget()
+        self._buffer = Buffer()
+
     def _join(self, packets: Packets, rows: NDArray[np.int64], base: int) -> NDArray[np.int64]:
         """Write records behind the `base` bytes that are there; returns where each ends."""
         words, count = self._words, len(packets)

@@ -77,7 +77,7 @@ class _Attributes:
         self._drops = Table(drop, 192, 1 << 16)
         self._retransmits = Table(lambda marked: marked * ("," + render(names.RETRANSMIT, True)).encode(), 64, 2)
         self._seq, self._ack = sequence(names.SEQ), sequence(names.ACK)
-        self._connections = RowStore(self._rows, 2)
+        self.connections = RowStore(self._rows, 2)
 
     def _rows(self, ends: Ends) -> tuple[bytes, ...]:
         rendered = "".join("," + self._render(key, value) for key, value in ends.attributes)
@@ -85,7 +85,7 @@ class _Attributes:
 
     def segments(self, packets: Packets) -> tuple[Segment, list[Segment]] | None:
         """The text of each connection, and the attributes; None as `RowStore.numbers` says it."""
-        numbers = self._connections.numbers(packets)
+        numbers = self.connections.numbers(packets)
         if numbers is None:
             return None
         records = packets.records
@@ -93,7 +93,7 @@ class _Attributes:
         reasons = np.where(marks & _DROPPED != 0, records["drop_reason"], 0)
         counts = records["gso_segments"]
         text, attributes = (
-            (self._connections.rows(part, numbers), self._connections.lengths(part, numbers)) for part in range(2)
+            (self.connections.rows(part, numbers), self.connections.lengths(part, numbers)) for part in range(2)
         )
         flags = records["cpu"].astype(np.int64) << 8 | records["flags"]
         return text, [
@@ -118,7 +118,6 @@ class PacketJsonEncoder(SegmentEncoder):
     """Encodes packet records as OTLP/JSON log records, each with a comma behind it."""
 
     def __init__(self, drop_reasons: Mapping[int, str]) -> None:
-        super().__init__()
         self._attributes = _Attributes(
             otlp_attribute,
             drop_reasons,
@@ -126,6 +125,7 @@ class PacketJsonEncoder(SegmentEncoder):
             text=lambda ends: ends.columns,
             after=_ids,
         )
+        super().__init__(self._attributes.connections)
         self._cpus = Table(lambda cpu: f"{cpu} ".encode(), 8, 1 << 16)
         self._sizes = Table(lambda size: payload_text(size).encode(), 16, 1 << 18)
 
@@ -162,10 +162,10 @@ class JsonLines(SegmentEncoder):
     """Encodes packet records as flat JSON objects, one a line: `time`, and the log record's attributes by name."""
 
     def __init__(self, drop_reasons: Mapping[int, str]) -> None:
-        super().__init__()
         self._attributes = _Attributes(
             flat_attribute, drop_reasons, before_first=lambda _: "", text=lambda _: "", after=lambda _: "}\n"
         )
+        super().__init__(self._attributes.connections)
         self._days = Table(lambda day: (date(1970, 1, 1) + timedelta(days=day)).isoformat().encode(), 16, 1 << 17)
 
     def _segments(self, packets: Packets) -> list[Segment] | None:

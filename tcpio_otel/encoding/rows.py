@@ -98,6 +98,11 @@ class RowStore:
         self._scratches = [Scratch() for _ in range(parts)]
         self._reset(0)
 
+    def forget(self) -> None:
+        """Drop all rows; each is made again when it is next seen."""
+        self._scratches = [Scratch() for _ in self._widths]
+        self._reset(0)
+
     def _reset(self, slots: int) -> None:
         """Empty arrays, whose pages cost nothing until they are written."""
         self._slots = slots
@@ -174,7 +179,13 @@ def halves(rows: slice) -> list[slice]:
 class SegmentEncoder:
     """Encodes packets as chains of segments, put together by NumPy: chunks, and rows that must be encoded apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, connections: RowStore) -> None:
+        self._connections = connections
+        self._buffer = Buffer()
+
+    def forget(self) -> None:
+        """Let go of memory that a burst took; what is still needed of it is made again."""
+        self._connections.forget()
         self._buffer = Buffer()
 
     def encode(self, packets: Packets) -> Items:

@@ -30,12 +30,11 @@ class PacketTable(SegmentEncoder):
     """
 
     def __init__(self, *, time: bool, process: bool, seq: bool) -> None:
-        super().__init__()
+        super().__init__(RowStore(self._rows, 2))
         self._time, self._process, self._seq = time, process, seq
         self._cpus = Table(lambda cpu: b" %3d " % cpu, 8, 1 << 16)
         self._sizes = Table(lambda size: payload_text(size).encode(), 16, 1 << 18)
         self._flags = Table(lambda bits: f"({FLAG_NAMES[bits]})".encode(), 40, 256)
-        self._connections = RowStore(self._rows, 2)
 
     @staticmethod
     def _rows(ends: Ends) -> tuple[bytes, bytes]:

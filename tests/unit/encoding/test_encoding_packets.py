@@ -19,6 +19,7 @@ from tcpio_otel.encoding.proto_json import JsonEnvelope
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
 from tcpio_otel.encoding.table import PacketTable, _local_offset_ns, printable
 from tcpio_otel.payload import Items
+from tcpio_otel.pipeline import PacketEncoder
 from tests import oracle, traffic
 
 REASONS = {2: "NO_SOCKET", 77: "TCP_CSUM"}
@@ -73,6 +74,15 @@ def test_a_connection_that_learns_its_ids_is_encoded_afresh() -> None:
     encoder.encode(Packets(records, slots, flows, 0, 1))
     flows["identified"], flows["pid"], flows["version"] = True, 99, flows["version"] + 1000
     assert cut(encoder.encode(Packets(records, slots, flows, 0, 1))) == oracle.items(records, slots, flows, 0, 1, {})
+
+
+@pytest.mark.parametrize("encoder", [PacketLogEncoder({}), PacketJsonEncoder({}), JsonLines({})])
+def test_what_is_forgotten_is_made_again(encoder: PacketEncoder) -> None:
+    """Letting go of memory changes nothing of what comes out."""
+    packets = Packets(*traffic.flows_and_records(500, connections=50), 0, OBSERVED)
+    before = cut(encoder.encode(packets))
+    encoder.forget()
+    assert cut(encoder.encode(packets)) == before
 
 
 def test_wrapped_items_are_an_export_request() -> None:
