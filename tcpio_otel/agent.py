@@ -23,7 +23,7 @@ from tcpio_otel.clock import boot_ns
 from tcpio_otel.config import Config
 from tcpio_otel.errors import EnvironmentFault
 from tcpio_otel.ledger import Ledger
-from tcpio_otel.memory import GiveBack
+from tcpio_otel.memory import GiveBack, share_one_heap
 
 if TYPE_CHECKING:
     from tcpio_otel.batch import Batch
@@ -133,7 +133,7 @@ def run(config: Config, terminal: IO[str]) -> int:
             it had yielded was exported.
     """
     ledger, stop = Ledger(), Stop(config.duration)
-
+    share_one_heap()
     with stop.on_signals(), opened(config, ledger, lambda: _make_directory(config)) as (source, vocabulary):
         from tcpio_otel.outputs import Outputs
 
@@ -145,7 +145,7 @@ def run(config: Config, terminal: IO[str]) -> int:
         try:
             with view:
                 for batch in batches(source, stop):
-                    pipeline.process(batch, source.now_ns())
+                    pipeline.process(batch)
                     give_back.after(len(batch))
                     view.refresh()
         except EnvironmentFault:
@@ -154,7 +154,7 @@ def run(config: Config, terminal: IO[str]) -> int:
             fault = error  # what came before it is still exported
         snapshot = source.snapshot()
         for batch in source.finish():
-            pipeline.process(batch, source.now_ns())
+            pipeline.process(batch)
         pipeline.finish(source.now_ns(), snapshot)
         view.send_metrics()
         outputs.close(float(config.export.flush_timeout))
@@ -322,7 +322,7 @@ def watch(config: Config, *, json: bool, time_of_day: bool, process: bool, seq: 
                 out.write(table.header())
                 out.flush()
             for batch in _and_the_rest(source, stop):
-                slots, _ = connections.update(batch, source.now_ns())
+                slots, _ = connections.update(batch)
                 if len(slots):
                     packets = Packets(batch.packets, slots, connections.flows, batch.unix_offset_ns, batch.observed_ns)
                     out.write(encoder.encode(packets).buffer)

@@ -165,12 +165,14 @@ class Batch:
     """Records in time order, and the clock to read them by.
 
     `records` has dtype RECORD and shape (n,); `unix_offset_ns` added to `time_ns` gives Unix time (0 for a replayed
-    capture, whose records carry Unix time themselves); `observed_ns` is the Unix time of the drain.
+    capture, whose records carry Unix time themselves); `observed_ns` is the Unix time of the drain, and `now_ns` its
+    time on the records' clock: whatever is older has come by now, however late this batch is looked at.
     """
 
     records: NDArray[np.void]
     unix_offset_ns: int
     observed_ns: int
+    now_ns: int
 
     def __len__(self) -> int:
         return len(self.records)

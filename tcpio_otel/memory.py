@@ -5,11 +5,24 @@ from collections.abc import Callable
 
 from tcpio_otel.clock import Nanoseconds, boot_ns
 
-BURST_RECORDS = 1000
-"""A batch of so many makes a burst: smaller ones live on what is there."""
+BURST_RECORDS = 8192
+"""A batch of so many makes a burst, as much as one drain of a ring takes: smaller ones live on what is there."""
 
 CALM_NS = 5_000_000_000
 """So long after a burst its connections have been let go too."""
+
+
+_M_ARENA_MAX = -8  # malloc.h
+
+
+def share_one_heap() -> None:
+    """Have all threads allocate from one heap; to be called before there are any.
+
+    glibc gives a thread a heap of its own, and never gives back what is free at the end of such a one, not even when
+    asked. Threads here take turns anyway.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(_M_ARENA_MAX, 1)
 
 
 class GiveBack:

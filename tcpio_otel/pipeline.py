@@ -151,13 +151,15 @@ class Pipeline:
         """The table, for those who want to look at open connections."""
         return self._connections
 
-    def process(self, batch: Batch, now_ns: int) -> None:
-        """Take one batch in; `now_ns` is the time on the records' clock."""
-        slots, ended = self._connections.update(batch, now_ns)
+    def process(self, batch: Batch) -> None:
+        """Take one batch in."""
+        slots, ended = self._connections.update(batch)
         packets = batch.packets
         self.progress.packets += len(packets)
         self.progress.payload_bytes += int(packets["payload_bytes"].sum())
-        self._log(_Held(packets, slots, batch.unix_offset_ns, batch.observed_ns, now_ns + self._handshake_wait_ns))
+        self._log(
+            _Held(packets, slots, batch.unix_offset_ns, batch.observed_ns, batch.now_ns + self._handshake_wait_ns)
+        )
         self._span(ended)
         self._summarize(batch.observed_ns)
         for output in (self._logs, self._summaries, self._traces):

@@ -107,6 +107,6 @@ def lived(records: np.ndarray, then_ns: int = 0, **settings: Any) -> list[Connec
     """The connections that ended after all records, and after some more time."""
     followed = table(**settings)
     last_ns = int(records["time_ns"][-1])
-    _, ended = followed.update(Batch(records, 0, 0), last_ns)
-    _, later = followed.update(Batch(records[:0], 0, 0), last_ns + then_ns)
+    _, ended = followed.update(Batch(records, 0, 0, last_ns))
+    _, later = followed.update(Batch(records[:0], 0, 0, last_ns + then_ns))
     return ended + later

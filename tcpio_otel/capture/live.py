@@ -82,10 +82,10 @@ class LiveSource:
 
     def _drain(self, *, everything: bool) -> bool:
         """Move what is in the rings to the queue; true when more is waiting."""
+        now_ns = self._clock()
         records, more = self._rings.drain(everything=everything)
         if len(records):
-            offset_ns = self._unix_offset()
-            batch = Batch(records, offset_ns, self._clock() + offset_ns)
+            batch = self._batch(records, now_ns)
             with self._changed:
                 while self._queued_bytes > self._queue_bytes and not self._finishing:
                     self._changed.wait()
@@ -93,6 +93,10 @@ class LiveSource:
                 self._queued_bytes += records.nbytes
                 self._changed.notify_all()
         return more
+
+    def _batch(self, records: NDArray[np.void], now_ns: int) -> Batch:
+        offset_ns = self._unix_offset()
+        return Batch(records, offset_ns, now_ns + offset_ns, now_ns)
 
     # The thread of the stages.
 
@@ -109,7 +113,7 @@ class LiveSource:
             elif self._finished:
                 return None
             else:
-                batch = Batch(np.empty(0, RECORD), 0, self._clock())
+                batch = self._batch(np.empty(0, RECORD), self._clock())
         self._released += len(batch.packets)
         self._ledger.taken(len(batch.packets))
         self._account()

@@ -141,14 +141,14 @@ class PcapSource:
             rows.append(row)
             directions.append(_RECEIVE)
             marks.append(0)
-        batch = Batch(_records(segments, rows, directions, marks), 0, self._clock())
-        if len(batch):
-            times_ns = batch.records["time_ns"]
+        records = _records(segments, rows, directions, marks)
+        if len(records):
+            times_ns = records["time_ns"]
             self._late += int(np.count_nonzero(times_ns < self._last_ns))
             self._last_ns = max(self._last_ns, int(times_ns[-1]))
         self._ledger.source(seen=self._seen, filtered=dict(self._filtered), dropped={}, pending=0)
-        self._ledger.taken(len(batch))
-        return batch
+        self._ledger.taken(len(records))
+        return Batch(records, 0, self._clock(), self._last_ns)
 
     def _unwanted(self, segment: Segment) -> str | None:
         """The filter that a segment does not pass, if there is one."""

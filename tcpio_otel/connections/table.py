@@ -6,6 +6,7 @@ connection's state, or needs telling in its span, goes through `lifecycle.Life` 
 
 import errno
 import itertools
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,6 +40,9 @@ _HANDSHAKE = (Phase.CLOSED, Phase.SYN_SENT, Phase.SYN_RECEIVED)
 
 ORPHAN_FIN_WAIT_NS = 60_000_000_000
 """How long the kernel waits for the peer's FIN once an application has let go (tcp_fin_timeout's default)."""
+
+_WALKED_ROWS = 1024
+"""Records that are looked at one by one are Python objects meanwhile: never more than these."""
 
 EVICTED_SHARE = 10
 """A full table gives up one in so many connections at once, so that finding the oldest is paid for rarely."""
@@ -184,7 +188,7 @@ class ConnectionTable:
         self._kernel_totals, self._reset_reasons = kernel_totals, reset_reasons
         self._index = Index()
         self._entries: list[_Entry | None] = []
-        self._free: list[int] = []
+        self._free = array("q")  # a list would keep an object for each number, strewn over the memory of a burst
         self._leaving: list[int] = []
         self._versions = itertools.count(1)
         self._embryonic: dict[tuple[int, int], int] = {}
@@ -262,12 +266,11 @@ class ConnectionTable:
 
     # A batch.
 
-    def update(self, batch: Batch, now_ns: int) -> tuple[Slots, list[Connection]]:
+    def update(self, batch: Batch) -> tuple[Slots, list[Connection]]:
         """Take a batch in.
 
         Args:
             batch: records in time order.
-            now_ns: the time on the records' clock.
 
         Returns:
             The slot of every packet record, in the order in which they stand in the batch (int64, shape (packets,)),
@@ -284,7 +287,7 @@ class ConnectionTable:
             self._walk(batch, records, keys, slots)
             self._count_to(len(records))
             slots = slots[batch.is_packet]
-        self._expire(now_ns)
+        self._expire(batch.now_ns)
         return slots, self._take_ended()
 
     def close(self, now_ns: int, snapshot: Records | None) -> list[Connection]:
@@ -407,12 +410,13 @@ class ConnectionTable:
     def _walk(self, batch: Batch, records: Records, keys: Keys, slots: Slots) -> None:
         """Everything that is not plain data, one by one, in order."""
         rows = self._sift(records, slots)
-        packets = batch.is_packet
-        chosen = pick(records, rows)
-        facts = iter(_facts(pick(chosen, ~packets[rows])))
-        walked = zip(
-            rows.tolist(), packets[rows].tolist(), *(chosen[field].tolist() for field in _ROW_FIELDS), strict=True
-        )
+        for start in range(0, len(rows), _WALKED_ROWS):
+            self._walk_rows(batch, records, keys, slots, rows[start : start + _WALKED_ROWS])
+
+    def _walk_rows(self, batch: Batch, records: Records, keys: Keys, slots: Slots, rows: NDArray[np.int64]) -> None:
+        packets, chosen = batch.is_packet[rows], pick(records, rows)
+        facts = iter(_facts(pick(chosen, ~packets)))
+        walked = zip(rows.tolist(), packets.tolist(), *(chosen[field].tolist() for field in _ROW_FIELDS), strict=True)
         for row, is_packet, *fields in walked:
             slot = int(slots[row])
             entry = self._entries[slot]
@@ -715,6 +719,7 @@ class ConnectionTable:
         ids = entry.identity
         if ids is not None:
             self._ended.append(self._connection(slot, entry, life, ids, end, end_ns))
+        life.notes.clear()  # by far the most of an entry, which stays for its last segments
 
     def _connection(
         self, slot: int, entry: _Entry, life: Life, ids: Identity, end: End | None, end_ns: int

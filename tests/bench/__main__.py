@@ -69,7 +69,7 @@ def established(records: np.ndarray) -> ConnectionTable:
         opening["flags"], opening["direction"], opening["marks"] = int(flags), direction, 0
         opening["payload_bytes"] = 100 if flags == Flag.ACK else 0
         opening["seq"], opening["ack"] = 1000 * (1 + direction), 1
-        table.update(Batch(opening, 0, 0), 0)
+        table.update(Batch(opening, 0, 0, 0))
     return table
 
 
@@ -137,7 +137,7 @@ def stages() -> dict[str, Stage]:
         return each(lambda part: encoder.encode(Packets(records[part], slots[part], flows, 0, 1)))
 
     def followed(part: slice) -> np.ndarray:
-        return table.update(Batch(records[part], 0, 0), 0)[0]
+        return table.update(Batch(records[part], 0, 0, 0))[0]
 
     def whole(part: slice) -> Items:
         return following.encode(Packets(records[part], followed(part), table.flows, 0, 1))

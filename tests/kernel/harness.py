@@ -83,6 +83,10 @@ class Agent:
         self.process.send_signal(number)
         return self.process.wait(timeout=60)
 
+    def resident_kib(self) -> int:
+        """The memory it has now."""
+        return int(re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())[0])
+
     def ledger(self) -> dict[str, int]:
         """The last line that tells where every packet went, as numbers."""
         lines = [line for line in self.stderr().splitlines() if "seen " in line and " = exported " in line]

@@ -115,7 +115,7 @@ def test_a_refusing_host_has_no_span_but_the_clients_ids() -> None:
     nobody = {"marks": Mark.NO_SOCKET, "state": 0, "pid": 0}
     end = End(isn=0, peer_isn=1000).gets("S", **nobody).sends("RA", 0, 1, **nobody)
     followed = table()
-    slots, ended = followed.update(Batch(told(end), 0, 0), end.time_ns)
+    slots, ended = followed.update(Batch(told(end), 0, 0, end.time_ns))
     assert ended == []
     assert set(followed.flows["trace_id"][slots].tolist()) == {from_initial_sequence(1000, 0).trace_id}
     assert followed.close(end.time_ns, None) == []
@@ -183,7 +183,7 @@ def test_an_older_connection_is_inherited_with_its_ids() -> None:
     end.sends("PA", 101, 301, 5).gets("A", 301, 106)
     followed = table()
     records = told(end)
-    slots, _ = followed.update(Batch(records, 0, 0), end.time_ns)
+    slots, _ = followed.update(Batch(records, 0, 0, end.time_ns))
     assert followed.flows["identified"][slots].all()
     connection = only(followed.close(end.time_ns, None))
     assert (connection.start, connection.end, connection.role) == (Start.INHERITED, Ended.AGENT_SHUTDOWN, Role.CLIENT)
@@ -217,7 +217,7 @@ def test_a_full_table_evicts_the_longest_silent() -> None:
     """A flood of SYNs stays bounded; who is given up says so."""
     ends = [End(local=("192.0.2.1", port), time_ns=10 * SECOND + port * MS).sends("S") for port in range(1, 200)]
     followed = table(limit=50)
-    _, ended = followed.update(Batch(told(*ends), 0, 0), 11 * SECOND)
+    _, ended = followed.update(Batch(told(*ends), 0, 0, 11 * SECOND))
     assert {connection.end for connection in ended} == {Ended.EVICTED}
     assert followed.open_connections <= 50
     assert [connection.local.port for connection in ended] == sorted(connection.local.port for connection in ended)
@@ -230,7 +230,7 @@ def test_strays_belong_to_nobody() -> None:
     end = End().gets("FA", 5, 5, **gone).sends("A", 5, 6, **gone)
     other = End(peer=("192.0.2.7", 7)).gets("R", 5, 5)
     followed = table()
-    slots, ended = followed.update(Batch(told(end, other), 0, 0), end.time_ns)
+    slots, ended = followed.update(Batch(told(end, other), 0, 0, end.time_ns))
     assert len(set(slots.tolist())) == 2
     assert ended + followed.close(end.time_ns, None) == []
 
@@ -248,7 +248,7 @@ def test_a_capture_adds_up_what_it_sees() -> None:
 
 def summaries(followed: ConnectionTable, records: np.ndarray, now_ns: int) -> list[Connection]:
     """What a table has to say of open connections after some records."""
-    _, ended = followed.update(Batch(records, 0, 0), now_ns)
+    _, ended = followed.update(Batch(records, 0, 0, now_ns))
     assert not ended
     return followed.take_summaries()
 
@@ -332,13 +332,13 @@ def test_how_batches_are_cut_changes_nothing(cuts: list[int]) -> None:
     """Whole, row by row or anyhow: the same connections, and each row in the connection that it belongs to."""
     records = many_lives()
     whole = table()
-    slots, expected = whole.update(Batch(records, 0, 0), int(records["time_ns"][-1]))
+    slots, expected = whole.update(Batch(records, 0, 0, int(records["time_ns"][-1])))
     ids = whole.flows["trace_id"][slots].tolist()
     followed, found, seen = table(), [], []
     bounds = [0, *sorted({cut for cut in cuts if cut < len(records)}), len(records)]
     for start, end in itertools.pairwise(bounds):
         part = records[start:end].view("V160").copy().view(RECORD)
-        part_slots, ended = followed.update(Batch(part, 0, 0), int(part["time_ns"][-1]))
+        part_slots, ended = followed.update(Batch(part, 0, 0, int(part["time_ns"][-1])))
         followed.hold(part_slots)
         seen += part_slots.tolist()
         found += ended
@@ -360,7 +360,7 @@ def test_garbage_is_survived(seed: int) -> None:
     records["time_ns"] = np.sort(random.integers(0, 10**12, 300).astype(np.uint64))
     for kernel_totals in (True, False):
         followed = table(limit=16, kernel_totals=kernel_totals)
-        slots, _ = followed.update(Batch(records, 0, 0), 10**12)
+        slots, _ = followed.update(Batch(records, 0, 0, 10**12))
         assert len(slots) == np.count_nonzero(records["kind"] == Kind.PACKET)
         assert (slots >= 0).all()
         followed.close(10**12, None)
