@@ -13,13 +13,13 @@ static int may_change_state(const struct tcpio_record *record)
 /*
  * Fills `rows` with the records that must be looked at one by one, and returns how many these are: those that are
  * more than plain data, and what follows them on a connection, or comes to one that is marked in `attentive` anyway
- * (by slot; marks are added). `strangers` gets the records that name another process than `flow_pids`, which lie
- * `flow_stride` bytes apart. Records without a slot are passed by.
+ * (by slot; marks are added); and those that name another process than `flow_pids`, which lie `flow_stride` bytes
+ * apart. Records without a slot are passed by.
  */
 size_t tcpio_sift(const struct tcpio_record *records, const __s64 *slots, size_t count, __u8 *attentive,
-		  const __u8 *flow_pids, size_t flow_stride, __s64 *rows, __s64 *strangers, __s64 *stranger_count)
+		  const __u8 *flow_pids, size_t flow_stride, __s64 *rows)
 {
-	size_t found = 0, strange = 0;
+	size_t found = 0;
 
 	for (size_t i = 0; i < count; i++) {
 		const struct tcpio_record *record = &records[i];
@@ -29,14 +29,12 @@ size_t tcpio_sift(const struct tcpio_record *records, const __s64 *slots, size_t
 		if (slot < 0)
 			continue;
 		memcpy(&pid, flow_pids + (size_t)slot * flow_stride, sizeof(pid));
-		if (record->pid && record->pid != pid)
-			strangers[strange++] = (__s64)i;
-		if (!attentive[slot] && !may_change_state(record))
+		if (may_change_state(record))
+			attentive[slot] |= record->kind == TCPIO_PACKET;
+		else if (!attentive[slot] && (!record->pid || record->pid == pid))
 			continue;
-		attentive[slot] |= record->kind == TCPIO_PACKET;
 		rows[found++] = (__s64)i;
 	}
-	*stranger_count = (__s64)strange;
 	return found;
 }
 
@@ -47,10 +45,13 @@ static void follow(const struct tcpio_record *record, __u32 *high, __s64 *progre
 	__u32 end = record->packet.seq + record->packet.payload_bytes + !!(flags & FLAG_SYN) + !!(flags & FLAG_FIN);
 	__s32 ahead;
 
-	if (flags & FLAG_RST)
+	/* What takes no place says nothing of where an end begins: a keep-alive's number is one too low. */
+	if (flags & FLAG_RST || end == record->packet.seq)
 		return;
 	if (!*progress && !*high)
 		*high = record->packet.seq;
+	else if (flags & FLAG_SYN)
+		return; /* repeated, or astray */
 	ahead = (__s32)(end - *high);
 	if (ahead > 0) {
 		*high = end;

@@ -12,6 +12,7 @@ from tcpio_otel.batch import Flag, Mark
 from tcpio_otel.connections.events import CloseReason, Role
 
 _MODULUS = 1 << 32
+_WITH_SYN = 1 << 16  # a segment's worth, and the SYN itself
 _FIN, _SYN, _RST, _ACK = int(Flag.FIN), int(Flag.SYN), int(Flag.RST), int(Flag.ACK)
 _RETRANSMIT = int(Mark.RETRANSMIT)
 
@@ -194,14 +195,25 @@ class Life:
             self.notes_dropped += 1
 
     def _reset(self, segment: Segment) -> None:
+        if self.phase is SYN_SENT and not segment.sent and not self._answers_our_syn(segment):
+            return
         self._note("tcp.rst", segment, last=True)
+        if self.phase is SYN_SENT and segment.sent:
+            return  # it answers what came for an older connection; the attempt goes on (RFC 9293 section 3.10.7.3)
         if not self.ended:
             self.reset_by = "local" if segment.sent else "peer"
             self.refused = self.phase is SYN_SENT and not segment.sent
             self.ended_ns = segment.time_ns
         self._move(_RST_EVENT)
 
+    def _answers_our_syn(self, segment: Segment) -> bool:
+        """Whether a RST is acceptable while we wait: it acknowledges our SYN, or data that went with it."""
+        ahead = (segment.ack - (self.local_isn or 0)) % _MODULUS
+        return not segment.flags & _ACK or 0 < ahead <= _WITH_SYN
+
     def _synchronise(self, segment: Segment) -> None:
+        if not segment.sent and self.phase not in (CLOSED, SYN_SENT, SYN_RECEIVED):
+            return  # repeated, or astray: an open connection answers it with an ACK (RFC 5961 section 4)
         answer = bool(segment.flags & _ACK)
         if segment.sent:
             self.answered |= answer

@@ -41,6 +41,9 @@ _HANDSHAKE = (Phase.CLOSED, Phase.SYN_SENT, Phase.SYN_RECEIVED)
 ORPHAN_FIN_WAIT_NS = 60_000_000_000
 """How long the kernel waits for the peer's FIN once an application has let go (tcp_fin_timeout's default)."""
 
+_RESET_WINDOW = 1 << 26
+"""How far a RST's number may be from the furthest seen: more than is ever under way, little of what can be guessed."""
+
 _WALKED_ROWS = 1024
 """Records that are looked at one by one are Python objects meanwhile: never more than these."""
 
@@ -132,8 +135,8 @@ class _Entry:
     """What a slot holds besides its columns. `life` is None for segments that belong to no connection."""
 
     __slots__ = (
-        "attentive", "closed", "errno_name", "identity", "life", "local", "moved_before", "netns", "offset_ns", "peer",
-        "reported", "reset_reason", "start", "totals",
+        "attentive", "closed", "embryo", "errno_name", "identity", "life", "local", "moved_before", "netns",
+        "offset_ns", "peer", "reported", "reset_reason", "start", "totals",
     )  # fmt: skip
 
     def __init__(self, local: Endpoint, peer: Endpoint, netns: int, life: Life | None, offset_ns: int) -> None:
@@ -143,6 +146,7 @@ class _Entry:
         self.totals: _Totals | None = None
         self.moved_before = _Moved(0, 0, 0, 0, 0)  # by the time the totals were taken
         self.closed = False  # the kernel said so
+        self.embryo: tuple[int, int] | None = None  # its place among the handshakes of listeners
         self.errno_name: str | None = None
         self.reset_reason: str | None = None
         self.reported = life is None
@@ -286,6 +290,8 @@ class ConnectionTable:
             self._counting = _Counting(records, slots)
             self._walk(batch, records, keys, slots)
             self._count_to(len(records))
+            if self._open > self._limit:
+                self._evict(batch.now_ns)
             slots = slots[batch.is_packet]
         self._expire(batch.now_ns)
         return slots, self._take_ended()
@@ -299,9 +305,11 @@ class ConnectionTable:
         """
         if snapshot is not None and len(snapshot):
             snapshot = np.ascontiguousarray(snapshot)
-            for slot, fact in zip(self._find(snapshot), _facts(snapshot), strict=True):
+            owners = zip(snapshot["pid"].tolist(), snapshot["process_name"].tolist(), strict=True)
+            for slot, fact, (pid, name) in zip(self._find(snapshot), _facts(snapshot), owners, strict=True):
                 entry = self._entries[slot] if slot >= 0 else None
                 if entry and entry.life and not entry.closed:
+                    self._learn_process(slot, pid, name)
                     self._take_totals(slot, entry, fact)
         for slot, entry in enumerate(self._entries):
             if entry and not entry.reported:
@@ -355,7 +363,8 @@ class ConnectionTable:
             life.inherit(opened_by_us=None, local_isn=None, peer_isn=None)
         slot = self._open_slot(record, key, life, start, batch.unix_offset_ns)
         if marks & _LISTENER and flags & (_SYN | _ACK) == _SYN:
-            self._embryonic[int(record["netns"]), int(record["seq"])] = slot
+            self._embryonic[embryo := (int(record["netns"]), int(record["seq"]))] = slot
+            self._entries[slot].embryo = embryo  # type: ignore[union-attr]
         return slot
 
     def _open_slot(self, record: Any, key: tuple[int, ...], life: Life | None, start: Start, offset_ns: int) -> int:
@@ -367,7 +376,7 @@ class ConnectionTable:
             offset_ns,
         )
         entry.start = start
-        slot = self._allocate(int(record["time_ns"]))
+        slot = self._allocate()
         self._entries[slot] = entry
         self._index.insert(key, slot)
         self.flows[slot] = np.zeros((), FLOW)
@@ -387,9 +396,7 @@ class ConnectionTable:
             self._schedule(slot, int(record["time_ns"]) + first_look_ns)
         return slot
 
-    def _allocate(self, now_ns: int) -> int:
-        if self._open >= self._limit:
-            self._evict(now_ns)
+    def _allocate(self) -> int:
         if self._free:
             return self._free.pop()
         if len(self._entries) == len(self.flows):
@@ -399,7 +406,7 @@ class ConnectionTable:
 
     def _evict(self, now_ns: int) -> None:
         slots = np.array([slot for slot, entry in enumerate(self._entries) if entry and not entry.reported], np.int64)
-        count = max(1, len(slots) // EVICTED_SHARE)
+        count = max(self._open - self._limit, len(slots) // EVICTED_SHARE)
         oldest = slots[np.argpartition(self._last_seen[slots], count - 1)[:count]]
         for slot in oldest.tolist():
             entry = self._entries[slot]
@@ -416,8 +423,11 @@ class ConnectionTable:
     def _walk_rows(self, batch: Batch, records: Records, keys: Keys, slots: Slots, rows: NDArray[np.int64]) -> None:
         packets, chosen = batch.is_packet[rows], pick(records, rows)
         facts = iter(_facts(pick(chosen, ~packets)))
-        walked = zip(rows.tolist(), packets.tolist(), *(chosen[field].tolist() for field in _ROW_FIELDS), strict=True)
-        for row, is_packet, *fields in walked:
+        walked = zip(
+            rows.tolist(), packets.tolist(), chosen["pid"].tolist(), chosen["process_name"].tolist(),
+            *(chosen[field].tolist() for field in _ROW_FIELDS), strict=True,
+        )  # fmt: skip
+        for row, is_packet, pid, name, *fields in walked:
             slot = int(slots[row])
             entry = self._entries[slot]
             self._row = row
@@ -425,9 +435,11 @@ class ConnectionTable:
             if entry is None:
                 continue
             if fact:
+                self._learn_process(slot, pid, name)
                 self._fact(slot, entry, fact)
                 continue
             if entry.life is None:
+                self._learn_process(slot, pid, name)
                 self._revive(batch, records, keys, slots, row)
                 continue
             segment = _Row(*fields)
@@ -436,7 +448,9 @@ class ConnectionTable:
                 entry = self._entries[slot]
                 if entry is None or entry.life is None:
                     continue
-            self._packet(slot, entry, segment)
+            self._learn_process(slot, pid, name)
+            if not segment.flags & _RST or self._in_window(slot, entry, segment):
+                self._packet(slot, entry, segment)
 
     def _revive(self, batch: Batch, records: Records, keys: Keys, slots: Slots, row: int) -> None:
         """A key of strays gets a connection once a socket answers for it."""
@@ -453,19 +467,35 @@ class ConnectionTable:
         if life is None or row.flags & (_SYN | _ACK | _RST) != _SYN or row.marks & _NO_SOCKET:
             return False
         sent = row.direction == _TRANSMIT
-        known = life.local_isn if sent else life.peer_isn
+        if not sent and self._kernel_totals and not row.marks & _LISTENER:
+            return False  # it met an open socket, which answers with an ACK and goes on
+        known, answer = (life.local_isn, life.peer_isn) if sent else (life.peer_isn, life.local_isn)
         if known is None:
             return life.phase not in _HANDSHAKE
-        return known != row.seq
+        # The same number again is the same attempt, unless that was cut short before it was answered.
+        return known != row.seq or (life.ended and answer is None and not life.refused)
+
+    def _in_window(self, slot: int, entry: _Entry, row: _Row) -> bool:
+        """Whether a RST can belong to an open connection: others are ignored (RFC 5961 section 3)."""
+        if entry.life is None or entry.life.phase in _HANDSHAKE:
+            return True
+        self._count_to(self._row)
+        cell = 2 * slot + row.direction
+        high = int(self._high[cell])
+        if not high and not self._progress[cell]:
+            return True
+        return (row.seq - high + _RESET_WINDOW) % _MODULUS < 2 * _RESET_WINDOW
 
     def _succeed(self, batch: Batch, records: Records, keys: Keys, slots: Slots, row: int) -> int:
         """End the connection of a row's key and start its successor, which gets the row and all that follow."""
         self._count_to(row)
+        self._row = row - 1  # the row itself is the successor's
         old = int(slots[row])
         entry = self._entries[old]
         if entry and not entry.reported:
             self._report(old, entry, End.OBSERVED, int(records["time_ns"][row]))
         self._leave(old)
+        self._row = row
         new = self._birth(batch, records[row], tuple(keys[row].tolist()))
         if new is None:
             return old
@@ -476,18 +506,16 @@ class ConnectionTable:
         return new
 
     def _sift(self, records: Records, slots: Slots) -> NDArray[np.int64]:
-        """The records to look at one by one; learns, by the way, which process each connection belongs to."""
-        rows, strangers, strange = np.empty_like(slots), np.empty_like(slots), np.zeros(1, np.int64)
-        attentive, pids = self._attentive[: len(self._entries)].copy(), self.flows["pid"]
-        found = native.library.tcpio_sift(
-            records, slots, len(records), attentive, pids, pids.strides[0], rows, strangers, strange
-        )
-        for row in strangers[: strange[0]].tolist():
-            # The newest wins.
-            slot = int(slots[row])
-            pids[slot], self.flows["process_name"][slot] = records["pid"][row], records["process_name"][row]
-            self._renew(slot)
+        """The records to look at one by one."""
+        rows, attentive, pids = np.empty_like(slots), self._attentive[: len(self._entries)].copy(), self.flows["pid"]
+        found = native.library.tcpio_sift(records, slots, len(records), attentive, pids, pids.strides[0], rows)
         return rows[:found]
+
+    def _learn_process(self, slot: int, pid: int, name: bytes) -> None:
+        """Note which process a connection belongs to; the newest wins."""
+        if pid and self.flows["pid"][slot] != pid:
+            self.flows["pid"][slot], self.flows["process_name"][slot] = pid, name
+            self._renew(slot)
 
     def _packet(self, slot: int, entry: _Entry, row: _Row) -> None:
         life = entry.life
@@ -679,10 +707,10 @@ class ConnectionTable:
                 self._report(slot, entry, End.OBSERVED, int(self._last_seen[slot]))
                 self._schedule(slot, now_ns)
         elif life is not None and self._summary_interval_ns:
-            ids = entry.identity
-            if ids is not None and silent_ns < self._summary_interval_ns:
+            ids, first_ns = entry.identity, life.started_ns + self._summary_interval_ns
+            if now_ns >= first_ns and ids is not None and silent_ns < self._summary_interval_ns:
                 self._summaries.append(self._connection(slot, entry, life, ids, None, now_ns))
-            self._schedule(slot, now_ns + self._summary_interval_ns)
+            self._schedule(slot, first_ns if now_ns < first_ns else now_ns + self._summary_interval_ns)
 
     def _leave(self, slot: int) -> None:
         """Take an entry out; its slot is used again once nobody holds it."""
@@ -694,9 +722,8 @@ class ConnectionTable:
         self._attentive[slot] = self._waiting[slot] = False
         self._deadlines[slot] = _NEVER
         self._leaving.append(slot)
-        life = entry.life
-        if life is not None and life.peer_isn is not None:
-            self._embryonic.pop((entry.netns, life.peer_isn), None)
+        if entry.embryo and self._embryonic.get(entry.embryo) == slot:
+            del self._embryonic[entry.embryo]
 
     def _reclaim(self) -> None:
         """Make the slots of entries that left available, but for those that a caller holds."""

@@ -292,6 +292,109 @@ def test_what_comes_to_a_closed_socket_is_not_received() -> None:
     assert (connection.packets_received, connection.packets_sent) == (7, 6)
 
 
+def test_an_old_connection_keeps_its_bytes_when_its_tuple_is_taken_without_a_word() -> None:
+    """Three lives on one tuple, none closed: each has its own payload and segments."""
+    lives = []
+    for number, (isn, size) in enumerate(((1000, 100), (900_000, 50), (100, 30))):
+        end = End(isn=isn, peer_isn=5000 + number, time_ns=(10 + number) * SECOND)
+        lives.append(end.handshake().sends("PA", 1, 1, size).gets("PA", 1, 1 + size, 7).sends("A", 1 + size, 8))
+    followed = table(kernel_totals=False)
+    _, ended = followed.update(Batch(told(*lives), 0, 0, 20 * SECOND))
+    ended += followed.close(20 * SECOND, None)
+    assert [(connection.bytes_sent, connection.bytes_received) for connection in ended] == [(100, 7), (50, 7), (30, 7)]
+    assert {(connection.packets_sent, connection.packets_received) for connection in ended} == {(4, 2)}
+
+
+def test_a_reset_that_cannot_belong_to_the_connection_is_not_its_end() -> None:
+    """A RST far out of the window, and a SYN astray, are ignored as the kernel ignores them."""
+    end = server_closes(client=False)
+    end.records[5:5] = End(isn=5000, peer_isn=1000, time_ns=end.records[4]["time_ns"][0]).gets("R", 2**31).records
+    end.records[5:5] = (
+        End(isn=5000, peer_isn=1000, time_ns=end.records[4]["time_ns"][0]).gets("S", 2**30, state=1).records
+    )
+    connection = only(lived(told(end)))
+    assert (connection.close_reason, connection.bytes_received, connection.bytes_sent) == (CloseReason.FIN, 100, 300)
+    assert connection.trace_id == from_initial_sequence(1000, 5000).trace_id
+
+
+def test_an_attempt_goes_on_after_a_challenge() -> None:
+    """An ACK from an older connection is answered by RST, the SYN sent again: one connection, and no error."""
+    end = End().sends("S", state=State.SYN_SENT).gets("A", 777_777, 333_333).sends("R", 333_333)
+    end.sends("S", state=State.SYN_SENT, marks=Mark.RETRANSMIT).gets("SA", ack=1).sends("A", 1, 1)
+    end.sends("PA", 1, 1, 50).sends("FA", 51, 1).gets("FA", 1, 52).sends("A", 52, 2)
+    connection = only(lived(told(end), kernel_totals=False))
+    assert (connection.close_reason, connection.error_type, connection.role) == (CloseReason.FIN, None, Role.CLIENT)
+    assert (connection.bytes_sent, connection.bytes_received) == (50, 0)
+    assert connection.trace_id == from_initial_sequence(1000, 5000).trace_id
+
+
+def test_a_listener_takes_the_repeated_syn_after_a_challenge() -> None:
+    """The same SYN that an older socket challenged opens a connection once that is gone."""
+    old = End(isn=5000, peer_isn=1000).handshake(client=False)
+    new = End(isn=8000, peer_isn=70_000, time_ns=old.time_ns)
+    new.gets("S", state=State.ESTABLISHED).waits(-2 * MS)
+    reset = End(isn=5000, peer_isn=1000, time_ns=old.time_ns + 2 * MS).gets("R", 1)
+    reset.socket(State.ESTABLISHED, error=errno.ECONNRESET)
+    new.waits(10 * MS).handshake(client=False).gets("PA", 1, 1, 60)
+    new.gets("FA", 61, 1).sends("FA", 1, 62).gets("A", 62, 2).socket(State.LAST_ACK, received=61)
+    ended = lived(told(old, reset, new))
+    assert [connection.close_reason for connection in ended] == [CloseReason.RESET, CloseReason.FIN]
+    assert [connection.bytes_received for connection in ended] == [0, 60]
+
+
+def test_a_keep_alive_does_not_say_where_an_end_begins() -> None:
+    """Its number is one too low: payload after it counts as it is."""
+    end = End().sends("A", 99, 1).gets("A", 1, 100).sends("PA", 100, 1, 100).gets("A", 1, 200)
+    end.sends("FA", 200, 1).gets("FA", 1, 201).sends("A", 201, 2)
+    assert only(lived(told(end), kernel_totals=False)).bytes_sent == 100
+
+
+def test_each_life_of_a_tuple_has_its_own_process() -> None:
+    """Within one batch, the process of the last is not that of the first."""
+    lives = []
+    for number in range(3):
+        end = End(isn=1000 * (number + 1), peer_isn=5000 + number, pid=100 + number, time_ns=(10 + number) * SECOND)
+        end.handshake().sends("PA", 1, 1, 10).gets("A", 1, 11)
+        lives.append(end.sends("R", 11).socket(State.ESTABLISHED, sent=10, error=errno.ECONNRESET))
+    assert [connection.pid for connection in lived(told(*lives))] == [100, 101, 102]
+
+
+def test_eviction_takes_the_silent_and_loses_nothing_of_the_batch_at_hand() -> None:
+    """A batch with more connections than there is room for: all counted, the busy one stays, memory is given back."""
+    busy = End(peer=("192.0.2.9", 9)).handshake()
+    followed = table(limit=16, kernel_totals=False)
+    followed.update(Batch(told(busy), 0, 0, busy.time_ns))
+    crowd = [
+        End(isn=10_000 + number, peer_isn=1, local=("192.0.2.1", 1000 + number), time_ns=11 * SECOND + number * MS)
+        .handshake()
+        .sends("PA", 1, 1, 300)
+        for number in range(100)
+    ]
+    busy.waits(5 * SECOND).sends("PA", 1, 1, 10)
+    _, ended = followed.update(Batch(told(busy, *crowd), 0, 0, 20 * SECOND))
+    assert followed.open_connections <= 16
+    assert {(connection.bytes_sent, connection.end) for connection in ended} == {(300, Ended.EVICTED)}
+    assert any(connection.peer.port == 9 for connection in followed.close(20 * SECOND, None))
+
+
+def test_handshakes_that_are_evicted_leave_nothing_behind() -> None:
+    """A flood of SYNs to a listener, more than there is room for: every slot comes back."""
+    followed = table(limit=16)
+    for round_ in range(5):
+        flood = [
+            End(peer_isn=round_ * 1000 + number, local=("192.0.2.1", 80), peer=("192.0.2.7", 1000 + number)).gets(
+                "S", marks=Mark.LISTENER, state=State.LISTEN
+            )
+            for number in range(100)
+        ]
+        followed.update(Batch(told(*flood), 0, 0, (20 + round_) * SECOND))
+    followed.close(30 * SECOND, None)
+    for now_ns in (300 * SECOND, 600 * SECOND, 900 * SECOND):
+        followed.update(Batch(told(*flood)[:0], 0, 0, now_ns))
+    assert not followed._embryonic
+    assert not any(followed._entries)
+
+
 def test_milestones_are_bounded_and_the_end_keeps_its_place() -> None:
     """A thousand retransmits do not push the FIN out."""
     end = End().handshake()
