@@ -21,7 +21,7 @@ from tcpio_otel.capture.control import Filters
 from tcpio_otel.capture.probe import Probe, Vocabulary
 from tcpio_otel.clock import boot_ns
 from tcpio_otel.config import Config
-from tcpio_otel.errors import EnvironmentFault
+from tcpio_otel.errors import EnvironmentFault, UsageError
 from tcpio_otel.ledger import Ledger
 from tcpio_otel.memory import GiveBack, share_one_heap
 
@@ -292,20 +292,31 @@ class _View:
         faults = ", ".join(
             f"{name.replace('_', ' ')} {count}" for name, count in self._source.faults().items() if count
         )
-        print(ledger_line(self._ledger.balance()), file=self._terminal)
-        spans = self._outputs.exports.counts()
-        for signal_counts, name in ((spans[key], key.value) for key in spans):
-            failed = ", ".join(f"{reason} {count}" for reason, count in (signal_counts.failed or {}).items())
-            print(
-                f"{name}: exported {signal_counts.accepted}" + (f", failed: {failed}" if failed else ""),
-                file=self._terminal,
-            )
+        lines = [ledger_line(self._ledger.balance())]
+        for signal_name, counts in self._outputs.exports.counts().items():
+            failed = ", ".join(f"{reason} {count}" for reason, count in (counts.failed or {}).items())
+            lines.append(f"{signal_name.value}: exported {counts.accepted}" + (f", failed: {failed}" if failed else ""))
         if faults:
-            print(f"also: {faults}", file=self._terminal)
+            lines.append(f"also: {faults}")
+        try:
+            print(*lines, sep="\n", file=self._terminal, flush=True)
+        except OSError:
+            _silence(self._terminal)  # nobody reads any more: `| tee` dies of the same Ctrl-C
+
+
+def _silence(stream: IO[Any]) -> None:
+    """Let what is still buffered go nowhere, the interpreter's own last flush included."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def watch(config: Config, *, json: bool, time_of_day: bool, process: bool, seq: bool) -> int:
-    """Print packets until stopped, or until nobody reads; returns the exit code."""
+    """Print packets until stopped, or until nobody reads; returns the exit code.
+
+    Raises:
+        TcpioError: what stands in the way; also when standard output cannot be written.
+    """
+    if sys.stdout is None:
+        raise UsageError("watch prints to standard output, which is closed")
     ledger, stop = Ledger(), Stop(config.duration)
     with stop.on_signals(), opened(config, ledger) as (source, vocabulary):
         from tcpio_otel.batch import Packets
@@ -329,9 +340,11 @@ def watch(config: Config, *, json: bool, time_of_day: bool, process: bool, seq: 
                     out.flush()
                     ledger.exported(len(slots))
         except BrokenPipeError:
-            # The reader has gone, which is how `| head` ends: let the interpreter's own last flush find a good file.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+            _silence(out)  # the reader has gone, which is how `| head` ends
             return 0
+        except OSError as error:
+            _silence(out)
+            raise EnvironmentFault(f"cannot print: {error.strerror}") from None
         logger.info("%s", ledger_line(ledger.balance()))
     return 0
 

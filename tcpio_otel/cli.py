@@ -66,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, or that of `errors`."""
+    if sys.stderr is None:  # whoever started us closed it
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as we run
     given = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     flags = {name: value for name, value in vars(given).items() if "." in name or name in ("source", "duration")}

@@ -191,6 +191,8 @@ class Probe:
         except OSError as error:
             raise EnvironmentFault(f"cannot open the cgroup {cgroup}: {error.strerror}") from None
         stack.callback(os.close, directory)
+        if not (cgroup / "cgroup.controllers").exists():
+            raise EnvironmentFault(f"{cgroup} is no cgroup v2 tree; leave capture.cgroup unset to have it found")
         for program, section in self._object.sections():
             if program not in self.missing:
                 self._object.attach(program, directory if section.startswith("cgroup") else None)

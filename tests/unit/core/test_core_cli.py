@@ -79,6 +79,8 @@ def test_a_cgroup_that_is_none_is_refused() -> None:
     code, _, stderr = called("watch", "--cgroup", "/nonexistent")
     assert (code, len(stderr.splitlines())) == (3, 1)
     assert "cannot open the cgroup /nonexistent" in stderr
+    code, _, stderr = called("watch", "--cgroup", "/tmp")
+    assert (code, stderr) == (3, "tcpio-otel: /tmp is no cgroup v2 tree; leave capture.cgroup unset to have it found\n")
 
 
 def test_captures_run_anywhere(tmp_path: Path) -> None:
@@ -92,6 +94,27 @@ def test_captures_run_anywhere(tmp_path: Path) -> None:
     }  # fmt: skip
     code, stdout, _ = called("watch", "--source", f"pcap:{source}", "--port", "10000")
     assert [line.split()[-1] for line in stdout.splitlines()[1:]] == ["(SYN)", "(SYN|ACK)", "(ACK)", "(RST|ACK)"]
+
+
+def test_outputs_that_take_nothing_end_it_in_order(tmp_path: Path) -> None:
+    """A full disk or a closed output is one line and a code; a reader that has gone is no error."""
+    source = capture(tmp_path / "made.pcap", 400)
+    agent = f"{sys.executable} -m tcpio_otel.cli"
+    for script, expected, said in (
+        (f"{agent} watch --source pcap:{source} > /dev/full", 3, "tcpio-otel: cannot print: No space left on device\n"),
+        (
+            f"{agent} watch --source pcap:{source} >&-",
+            2,
+            "tcpio-otel: watch prints to standard output, which is closed\n",
+        ),
+        (f"{agent} run --source pcap:{source} 2>&-", 0, ""),
+        (f"({agent} run --source pcap:{source}; echo $? > code) 2>&1 | true; exit $(cat code)", 0, ""),
+    ):
+        run = subprocess.run(
+            ["bash", "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert (run.returncode, run.stderr) == (expected, said)
 
 
 def test_a_truncated_capture_gives_what_it_holds(tmp_path: Path) -> None:
