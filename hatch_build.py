@@ -11,6 +11,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PROBE = Path("tcpio_otel/capture/tcpio.bpf.o")
 NATIVE = Path("tcpio_otel/libtcpio.so")
+NATIVE_V3 = Path("tcpio_otel/libtcpio-v3.so")  # for processors of the last ten years; tcpio_otel/native.py chooses
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror")
 
@@ -38,7 +39,10 @@ class CompileHook(BuildHookInterface[Any]):
             *("-shared", "-fPIC", "-fvisibility=default", f"-I{root / 'tcpio_otel'}"),
             *map(str, sorted((root / "tcpio_otel").glob("*/*.c"))),
         ]
-        for what, target, arguments in (("probe", PROBE, probe), ("native part", NATIVE, native)):
+        targets = [("probe", PROBE, probe), ("native part", NATIVE, native)]
+        if machine == "x86_64":
+            targets.append(("native part", NATIVE_V3, ["-march=x86-64-v3", *native]))
+        for what, target, arguments in targets:
             # A process that runs the old one keeps it: the new file takes its name, not its place.
             fresh = root / target.with_suffix(".new")
             result = subprocess.run(

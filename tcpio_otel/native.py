@@ -19,7 +19,23 @@ from tcpio_otel.errors import EnvironmentFault
 STEP = 32
 """TCPIO_STEP: widths of rows are multiples of it, and so many bytes behind the end of an output are written over."""
 
-LIBRARY = Path(__file__).with_name("libtcpio.so")
+_X86_64_V3 = {"abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
+"""What x86-64-v3 adds, in the words of /proc/cpuinfo (the psABI's table of micro-architecture levels)."""
+
+
+def _library() -> Path:
+    """The library for this processor: the same code, compiled for those of the last ten years, where it is one."""
+    plain = Path(__file__).with_name("libtcpio.so")
+    fast = plain.with_name("libtcpio-v3.so")
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return plain
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return fast if fast.exists() and set(flags.split()) >= _X86_64_V3 else plain
+
+
+LIBRARY = _library()
 
 
 def _array(dtype: Any) -> Any:
@@ -81,9 +97,14 @@ def point(rows: Rows, data: NDArray[Any], lengths: NDArray[np.int64]) -> None:
     rows.width = data.nbytes // max(1, len(data))
 
 
-def _load() -> Any:
+def load(path: Path) -> Any:
+    """The functions of a library, with their types.
+
+    Raises:
+        EnvironmentFault: it is missing, or not for this system.
+    """
     try:
-        library = ctypes.CDLL(str(LIBRARY))
+        library = ctypes.CDLL(str(path))
     except OSError as error:
         raise EnvironmentFault(f"the compiled part of tcpio-otel does not load ({error}); install it again") from error
     for name, (result, arguments) in _FUNCTIONS.items():
@@ -92,4 +113,4 @@ def _load() -> Any:
     return library
 
 
-library: Any = _load()
+library: Any = load(LIBRARY)

@@ -11,8 +11,10 @@ import pytest
 
 import tcpio_otel
 from tcpio_otel import native
-from tcpio_otel.batch import RECORD
+from tcpio_otel.batch import RECORD, Packets
 from tcpio_otel.connections.index import hashes_of
+from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
+from tests import oracle, traffic
 
 ROOT = Path(__file__).parents[3]
 SANITIZED = ["tests/unit/encoding/test_encoding_packets.py", "tests/unit/connections", "-k", "not json and not table"]
@@ -44,7 +46,8 @@ def test_rows_are_padded_to_whole_steps() -> None:
 def test_a_missing_library_is_one_line(tmp_path: Path) -> None:
     """A package without its compiled part says so."""
     copy = shutil.copytree(Path(tcpio_otel.__file__).parent, tmp_path / "tcpio_otel")
-    (copy / native.LIBRARY.name).unlink()
+    for library in copy.glob("libtcpio*.so"):
+        library.unlink()
     run = subprocess.run(
         [sys.executable, "-m", "tcpio_otel.cli", "watch", "--source", "pcap:/dev/null"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
@@ -52,6 +55,19 @@ def test_a_missing_library_is_one_line(tmp_path: Path) -> None:
     assert run.returncode == 3
     assert run.stderr.count("\n") == 1
     assert "install it again" in run.stderr
+
+
+@pytest.mark.parametrize("path", sorted(native.LIBRARY.parent.glob("libtcpio*.so")), ids=lambda path: path.stem)
+def test_every_build_of_it_does_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled for whatever processor: the same bytes."""
+    if path.stem.endswith("-v3") and native.LIBRARY.stem != path.stem:
+        pytest.skip("this processor is no x86-64-v3")
+    monkeypatch.setattr(native, "library", native.load(path))
+    records, slots, flows = traffic.wild(3000, 200, 42)
+    items = PacketLogEncoder({}).encode(Packets(records, slots, flows, 5, 6))
+    expected = oracle.items(records, slots, flows, 5, 6, {})
+    assert bytes(items.buffer) == b"".join(expected)
+    assert items.ends.tolist() == np.cumsum([len(item) for item in expected]).tolist()
 
 
 def test_nothing_is_read_or_written_beside_the_arrays(tmp_path: Path) -> None:
@@ -64,10 +80,12 @@ def test_nothing_is_read_or_written_beside_the_arrays(tmp_path: Path) -> None:
         pytest.skip("clang has no sanitizers here (Debian, Ubuntu: libclang-rt-dev)")
     package = shutil.copytree(ROOT / "tcpio_otel", tmp_path / "tcpio_otel")
     shutil.copytree(ROOT / "tests", tmp_path / "tests")
+    for library in package.glob("libtcpio*.so"):
+        library.unlink()
     sources = [str(source) for source in sorted(package.glob("*/*.c"))]
     subprocess.run(
         ["clang", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-shared-libasan",
-         f"-I{ROOT / 'bpf'}", f"-I{package}", "-shared", "-fPIC", *sources, "-o", str(package / native.LIBRARY.name)],
+         f"-I{ROOT / 'bpf'}", f"-I{package}", "-shared", "-fPIC", *sources, "-o", str(package / "libtcpio.so")],
         check=True,
     )  # fmt: skip
     environment = os.environ | {
@@ -79,7 +97,7 @@ def test_nothing_is_read_or_written_beside_the_arrays(tmp_path: Path) -> None:
     where = subprocess.run(
         [sys.executable, "-c", probe], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert where.stdout.strip() == str(package / native.LIBRARY.name)
+    assert where.stdout.strip() == str(package / "libtcpio.so")
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), *SANITIZED],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
