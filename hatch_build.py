@@ -36,7 +36,7 @@ class CompileHook(BuildHookInterface[Any]):
             *("-I", f"/usr/include/{multiarch}", "-c", str(root / "bpf/tcpio.bpf.c")),
         ]
         native = [
-            *("-shared", "-fPIC", "-fvisibility=default", f"-I{root / 'tcpio_otel'}"),
+            *("-shared", "-fPIC", f"-I{root / 'tcpio_otel'}"),
             *map(str, sorted((root / "tcpio_otel").glob("*/*.c"))),
         ]
         targets = [("probe", PROBE, probe), ("native part", NATIVE, native)]

@@ -130,12 +130,6 @@ RECORD = _layout(
 )
 
 
-def offset_of(name: str) -> int:
-    """Where a field of a record begins."""
-    fields: Any = RECORD.fields
-    return int(fields[name][1])
-
-
 RAW = np.dtype(f"V{RECORD.itemsize}")
 """A record without its fields: NumPy joins and picks such arrays as bytes, where it would repack structured ones."""
 

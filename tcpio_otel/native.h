@@ -14,9 +14,8 @@
 
 #include "record.h"
 
-/* Where a connection's key lies in a record: what stands before its cookie does not tell it from others. */
-#define TCPIO_KEY_WORDS 5
-#define TCPIO_STEP 32 /* rows are copied so many bytes at a time: they are padded, and so is where they go */
+#define TCPIO_KEY_WORDS 5 /* of eight bytes: struct tcpio_tuple */
+#define TCPIO_STEP 32	  /* rows are copied so many bytes at a time: they are padded, and so is where they go */
 
 /* Rows of bytes, one after the other, `width` bytes apart (a multiple of TCPIO_STEP); row i is `lengths[i]` long. */
 struct tcpio_rows {

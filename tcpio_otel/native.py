@@ -42,20 +42,20 @@ def _array(dtype: Any) -> Any:
     return ndpointer(dtype, flags="C_CONTIGUOUS")
 
 
-_RECORDS, _SLOTS, _BYTES, _FLAGS = _array(RECORD), _array(np.int64), _array(np.uint8), _array(np.bool_)
+_RECORDS, _BYTES, _FLAGS = _array(RECORD), _array(np.uint8), _array(np.bool_)
 _INT64, _UINT64 = _array(np.int64), _array(np.uint64)
 _KEYS, _COLUMN64, _COLUMN32 = ndpointer(np.uint64, ndim=2), ndpointer(np.uint64), ndpointer(np.uint32)  # with strides
 
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "tcpio_hash": (None, [_KEYS, c_size_t, c_size_t, _UINT64]),
-    "tcpio_find": (c_size_t, [_KEYS, c_size_t, c_size_t, _array(np.int32), c_uint64, _UINT64, _SLOTS]),
-    "tcpio_sift": (c_size_t, [_RECORDS, _SLOTS, c_size_t, _FLAGS, _COLUMN32, c_size_t, _INT64]),
-    "tcpio_count": (None, [_RECORDS, _SLOTS, c_size_t, _INT64, _INT64, _INT64, _array(np.uint32), _INT64]),
+    "tcpio_find": (None, [_KEYS, c_size_t, c_size_t, _array(np.int32), c_uint64, _UINT64, _INT64]),
+    "tcpio_sift": (c_size_t, [_RECORDS, _INT64, c_size_t, _FLAGS, _COLUMN32, c_size_t, _INT64]),
+    "tcpio_count": (None, [_RECORDS, _INT64, c_size_t, _INT64, _INT64, _INT64, _array(np.uint32), _INT64]),
     "tcpio_row_numbers": (
         c_size_t,
         [
             _RECORDS,
-            _SLOTS,
+            _INT64,
             c_size_t,
             _COLUMN64,
             c_size_t,

@@ -31,14 +31,13 @@ void tcpio_hash(const __u8 *first_key, size_t stride, size_t count, __u64 *hashe
 }
 
 /*
- * The slot of each key, -1 where there is none; returns how many have none. `mask` is the number of buckets less one;
+ * The slot of each key, -1 where there is none. `mask` is the number of buckets less one;
  * `keys` holds the key of each slot; a bucket that holds -2 is passed by.
  */
-size_t tcpio_find(const __u8 *first_key, size_t stride, size_t count, const __s32 *buckets, __u64 mask,
-		  const __u64 (*keys)[TCPIO_KEY_WORDS], __s64 *slots)
+void tcpio_find(const __u8 *first_key, size_t stride, size_t count, const __s32 *buckets, __u64 mask,
+		const __u64 (*keys)[TCPIO_KEY_WORDS], __s64 *slots)
 {
 	__u64 key[TCPIO_KEY_WORDS];
-	size_t unknown = 0;
 
 	for (size_t i = 0; i < count; i++) {
 		memcpy(key, first_key + i * stride, sizeof(key));
@@ -51,7 +50,5 @@ size_t tcpio_find(const __u8 *first_key, size_t stride, size_t count, const __s3
 			at = (at + 1) & mask;
 		}
 		slots[i] = slot;
-		unknown += slot < 0;
 	}
-	return unknown;
 }

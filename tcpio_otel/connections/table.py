@@ -434,37 +434,26 @@ class ConnectionTable:
             fact = None if is_packet else next(facts)
             if entry is None:
                 continue
-            if fact:
-                self._learn_process(slot, pid, name)
-                self._fact(slot, entry, fact)
-                continue
-            if entry.life is None:
-                self._learn_process(slot, pid, name)
-                self._revive(batch, records, keys, slots, row)
-                continue
             segment = _Row(*fields)
-            if self._reuses(entry, segment):
+            if not fact and self._reuses(entry, segment):
                 slot = self._succeed(batch, records, keys, slots, row)
                 entry = self._entries[slot]
-                if entry is None or entry.life is None:
+                if entry is None:
                     continue
             self._learn_process(slot, pid, name)
-            if not segment.flags & _RST or self._in_window(slot, entry, segment):
+            if fact:
+                self._fact(slot, entry, fact)
+            elif not segment.flags & _RST or self._in_window(slot, entry, segment):
                 self._packet(slot, entry, segment)
 
-    def _revive(self, batch: Batch, records: Records, keys: Keys, slots: Slots, row: int) -> None:
-        """A key of strays gets a connection once a socket answers for it."""
-        if int(records["marks"][row]) & _NO_SOCKET or not int(records["flags"][row]) & _SYN:
-            return
-        slot = self._succeed(batch, records, keys, slots, row)
-        entry = self._entries[slot]
-        if entry and entry.life:
-            self._packet(slot, entry, _Row(*(records[field][row].item() for field in _ROW_FIELDS)))
-
     def _reuses(self, entry: _Entry, row: _Row) -> bool:
-        """Whether a SYN opens a new connection on the key of an old one."""
+        """Whether a SYN opens a new connection on the key of an old one, or of strays."""
         life = entry.life
-        if life is None or row.flags & (_SYN | _ACK | _RST) != _SYN or row.marks & _NO_SOCKET:
+        if row.marks & _NO_SOCKET:
+            return False
+        if life is None:
+            return bool(row.flags & _SYN)  # a socket answers for the key now
+        if row.flags & (_SYN | _ACK | _RST) != _SYN:
             return False
         sent = row.direction == _TRANSMIT
         if not sent and self._kernel_totals and not row.marks & _LISTENER:

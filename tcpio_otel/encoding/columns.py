@@ -25,11 +25,6 @@ def windows(buffer: Bytes, width: int) -> Rows:
     return np.ndarray((buffer.size - width + 1,), f"V{width}", buffer, 0, (1,))
 
 
-def column(rows: Bytes, offset: int, dtype: str) -> NDArray[Any]:
-    """A column of a matrix of bytes as numbers of any type, aligned or not; writing to it changes the matrix."""
-    return np.ndarray((rows.shape[0],), dtype, rows, offset, (rows.shape[1],))
-
-
 class Buffer:
     """Scratch memory that grows and is used again: what was written is good until it is asked for again."""
 
@@ -74,7 +69,6 @@ class Table:
         self._build, self._width, self._limit = build, width, limit
         self._rows: Rows = np.zeros(0, f"V{width}")
         self._lengths = np.zeros(0, np.int64)  # -1: not made yet
-        self._scratch = Scratch()
         self._grow(min(limit, 1024))
 
     def _grow(self, size: int) -> None:
@@ -87,8 +81,8 @@ class Table:
         self._rows[at] = np.frombuffer(made.ljust(self._width, b"\0"), self._rows.dtype)[0]
         self._lengths[at] = len(made)
 
-    def prepare(self, keys: NDArray[np.integer[Any]]) -> tuple[NDArray[np.integer[Any]], Offsets]:
-        """See to it that all keys are there; returns them as row numbers, and the rows' lengths (int64)."""
+    def segment(self, keys: NDArray[np.integer[Any]]) -> "Segment":
+        """The rows of keys, whole, and their lengths; rows that are not there are made."""
         highest = int(keys.max(initial=0))
         if highest >= self._limit:
             keys = self._overflow(keys)
@@ -99,7 +93,8 @@ class Table:
             for key in np.unique(keys[lengths < 0]).tolist():
                 self._make(key, key)
             lengths = self._lengths[keys]
-        return keys, lengths
+        rows: Rows = self._rows[keys]
+        return rows, lengths
 
     def _overflow(self, keys: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Make the keys beyond the limit, behind it, for this once."""
@@ -112,16 +107,6 @@ class Table:
             self._make(self._limit + offset, key)
         numbers[beyond] = self._limit + inverse
         return numbers
-
-    def rows(self, numbers: NDArray[np.integer[Any]]) -> Rows:
-        """Rows by the numbers that `prepare` returned (dtype V<width>); good until the next call."""
-        return self._scratch.take(self._rows, numbers)
-
-    def segment(self, keys: NDArray[np.integer[Any]]) -> "Segment":
-        """The rows of keys, whole, and their lengths."""
-        numbers, lengths = self.prepare(keys)
-        picked: Rows = self._rows[numbers]
-        return picked, lengths
 
 
 def narrow(rows: Rows, width: int) -> Rows:

@@ -9,6 +9,7 @@ SCOPE_VERSION = __version__
 PACKET_EVENT = "tcp.packet"
 CONNECTION_SPAN = "tcp.connection"
 CONNECTION_SUMMARY = "tcp.connection.summary"
+SEVERITIES = ((9, "INFO"), (13, "WARN"))  # of packets: opentelemetry.proto.logs.v1.SeverityNumber, and its text
 
 # OpenTelemetry semantic conventions 1.44
 CLIENT_ADDRESS, CLIENT_PORT = "client.address", "client.port"

@@ -120,8 +120,7 @@ static __u8 *put_body(__u8 *out, const struct words *words, size_t row, const st
 	return tcpio_put_row(out, &words->flags, record->packet.flags);
 }
 
-/* The rows of many connections do not fit the nearest caches: ask for those of a coming record while this one is made.
- */
+/* The rows of many connections do not fit the nearest caches: those of a coming record are asked for in time. */
 static void prefetch(const struct tcpio_rows *rows, size_t row)
 {
 	const __u8 *bytes = rows->bytes + row * rows->width;

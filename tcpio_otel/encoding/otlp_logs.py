@@ -18,7 +18,6 @@ from tcpio_otel.encoding.protobuf import bool_attribute, field, int_attribute, s
 from tcpio_otel.encoding.rows import Ends, RowStore, halves
 from tcpio_otel.payload import Items
 
-INFO, WARN = 9, 13  # opentelemetry.proto.logs.v1.SeverityNumber
 _REASONS = 1 << 16
 
 _FLAG_TEXT = [f"({name})".encode() for name in FLAG_NAMES]
@@ -28,7 +27,7 @@ _ROWS: dict[str, list[bytes]] = {
         for bits, (text, name) in enumerate(zip(_FLAG_TEXT, FLAG_NAMES, strict=True))
     ],
     "flag_text": _FLAG_TEXT,
-    "severity": [b"\x10" + varint(number) + field(3, text) for number, text in ((INFO, b"INFO"), (WARN, b"WARN"))],
+    "severity": [b"\x10" + varint(number) + field(3, text.encode()) for number, text in names.SEVERITIES],
     "cpu": [int_attribute(names.CPU, 0)],
     "payload": [int_attribute(names.PAYLOAD_SIZE, 0)],
     "window": [int_attribute(names.WINDOW, 0)],

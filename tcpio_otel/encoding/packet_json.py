@@ -139,7 +139,7 @@ class PacketJsonEncoder(SegmentEncoder):
         heads = [
             f'","observedTimeUnixNano":"{packets.observed_ns}","severityNumber":{number},"severityText":"{name}",'
             f'"body":{{"stringValue":"'.encode()
-            for number, name in ((9, "INFO"), (13, "WARN"))
+            for number, name in names.SEVERITIES
         ]
         rows = np.array(heads, f"S{max(map(len, heads))}").view(f"V{max(map(len, heads))}")
         return [

@@ -75,7 +75,6 @@ class Ends(NamedTuple):
 CHUNK = 8192
 """Rows that `SegmentEncoder` takes at a time: fewer cost more in calls, more cost more in cache misses."""
 
-_WIDTH_STEP = 64
 _TRIES = 4  # a batch may widen the rows twice before it can fill them
 
 Build = Callable[[Ends], tuple[bytes, ...]]
@@ -94,7 +93,7 @@ class RowStore:
 
     def __init__(self, build: Build, parts: int) -> None:
         self._build = build
-        self._widths = [_WIDTH_STEP] * parts
+        self._widths = [native.STEP] * parts
         self._scratches = [Scratch() for _ in range(parts)]
         self._reset(0)
 
@@ -143,8 +142,7 @@ class RowStore:
         widest = [max(part) for part in lengths]
         if any(needed > width for needed, width in zip(widest, self._widths, strict=True)):
             self._widths = [
-                max(width, -(-needed // _WIDTH_STEP) * _WIDTH_STEP)
-                for needed, width in zip(widest, self._widths, strict=True)
+                max(width, native.padded(needed)) for needed, width in zip(widest, self._widths, strict=True)
             ]
             self._reset(self._slots)
             return

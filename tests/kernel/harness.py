@@ -141,24 +141,26 @@ def wait_for(condition: Any, what: str, timeout_s: float = 30) -> None:
 
 def spans(directory: Path) -> list[dict[str, Any]]:
     """The spans in OTLP/JSON files, with their attributes as plain values."""
-    found = []
-    for path in sorted(directory.glob("traces*.jsonl")):
-        for line in path.read_text().splitlines():
-            for resource in json.loads(line)["resourceSpans"]:
-                for scope in resource["scopeSpans"]:
-                    found += [span | {"attributes": plain(span["attributes"])} for span in scope["spans"]]
-    return found
+    found = _items(directory, "traces", "resourceSpans", "scopeSpans", "spans")
+    return [span | {"attributes": plain(span["attributes"])} for span in found]
 
 
 def logs(directory: Path) -> list[dict[str, Any]]:
     """The attributes of the log records in OTLP/JSON files."""
-    found = []
-    for path in sorted(directory.glob("logs*.jsonl")):
-        for line in path.read_text().splitlines():
-            for resource in json.loads(line)["resourceLogs"]:
-                for scope in resource["scopeLogs"]:
-                    found += [plain(record["attributes"]) for record in scope["logRecords"]]
-    return found
+    return [
+        plain(record["attributes"]) for record in _items(directory, "logs", "resourceLogs", "scopeLogs", "logRecords")
+    ]
+
+
+def _items(directory: Path, signal_name: str, resources: str, scopes: str, items: str) -> list[dict[str, Any]]:
+    return [
+        item
+        for path in sorted(directory.glob(f"{signal_name}*.jsonl"))
+        for line in path.read_text().splitlines()
+        for resource in json.loads(line)[resources]
+        for scope in resource[scopes]
+        for item in scope[items]
+    ]
 
 
 def plain(attributes: list[dict[str, Any]]) -> dict[str, Any]:
