@@ -9,7 +9,7 @@
 #ifndef TCPIO_RECORD_H
 #define TCPIO_RECORD_H
 
-#define TCPIO_RECORD_VERSION 1
+#define TCPIO_RECORD_VERSION 2
 
 enum tcpio_kind {
 	TCPIO_PACKET = 1, /* one segment or GSO super-packet: union member packet */
@@ -59,9 +59,10 @@ struct tcpio_record {
 			__u8 direction;
 			__u16 marks;
 			__u16 drop_reason; /* enum skb_drop_reason of the running kernel; 0: none */
+			__u16 gso_size; /* payload bytes of each segment but the last; 0: a single segment */
 			__u16 header_local_port;
 			__u16 header_peer_port;
-			__u16 reserved[3];
+			__u16 reserved[2];
 			__u8 header_local_address[16];
 			__u8 header_peer_address[16];
 		} packet;

@@ -34,6 +34,7 @@ char LICENSE[] SEC("license") = "GPL";
 const struct tcpio_record *const tcpio_record_layout = NULL;
 
 #define AF_INET6 10
+#define ETH_P_IPV6 0x86DD
 #define SOCK_STREAM 1
 
 #define TCP_SYN_SENT 2
@@ -520,6 +521,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 		return 1;
 	record->socket_cookie = bpf_get_socket_cookie(skb);
 	record->packet.gso_segments = skb->gso_segs;
+	record->packet.gso_size = skb->gso_size;
 	record->packet.marks = marks;
 	if (tp)
 		record->state = sk->state;
@@ -576,6 +578,7 @@ static __always_inline struct tcpio_record *reserve_without_socket(const struct 
 	if (!record)
 		return NULL;
 	record->packet.gso_segments = BPF_CORE_READ(shared, gso_segs);
+	record->packet.gso_size = BPF_CORE_READ(shared, gso_size);
 	record->packet.marks = TCPIO_MARK_NO_SOCKET;
 	return record;
 }
@@ -630,6 +633,15 @@ int BPF_PROG(tcpio_drop, struct sk_buff *skb, void *location, int reason)
 	return on_drop(skb, location, reason);
 }
 
+/* From 6.13 on an IPv6 reply that the kernel's control socket sends, a RST say, is attached to the socket that it
+ * answers for, so that cgroup_skb is not run on it. A SYN-ACK's request socket leads back to its listener, so it is. */
+static __always_inline bool replies_for(const struct context *context, struct sk_buff *skb, __u8 state)
+{
+	return state != TCP_NEW_SYN_RECV && context->control->sock_edemux &&
+	       (__u64)BPF_CORE_READ(skb, destructor) == context->control->sock_edemux &&
+	       BPF_CORE_READ(skb, protocol) == __builtin_bswap16(ETH_P_IPV6);
+}
+
 SEC("tp_btf/net_dev_queue")
 int BPF_PROG(tcpio_queue, struct sk_buff *skb)
 {
@@ -641,15 +653,17 @@ int BPF_PROG(tcpio_queue, struct sk_buff *skb)
 	void *ring;
 	__u8 state = 0;
 
+	if (!enter(&context))
+		return 0;
 	if (sk) {
 		state = BPF_CORE_READ(sk, __sk_common.skc_state);
-		if (state != TCP_TIME_WAIT)
+		if (state != TCP_TIME_WAIT && !replies_for(&context, skb, state))
 			return 0;
 	} else if (BPF_CORE_READ(skb, skb_iif)) {
 		return 0; /* forwarded */
 	}
 	network = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
-	if (!decode_memory(&headers, TCPIO_TRANSMIT, network) || !enter(&context))
+	if (!decode_memory(&headers, TCPIO_TRANSMIT, network))
 		return 0;
 	/* Older kernels show it at egress as well, and a stacked device queues it again. */
 	if (remembered(&context.scratch->reply, &headers) &&

@@ -104,8 +104,9 @@ RECORD = _layout(
     ("direction", "u1", 97),
     ("marks", "<u2", 98),
     ("drop_reason", "<u2", 100),
-    ("header_local_port", "<u2", 102),
-    ("header_peer_port", "<u2", 104),
+    ("gso_size", "<u2", 102),
+    ("header_local_port", "<u2", 104),
+    ("header_peer_port", "<u2", 106),
     ("header_local_address", "V16", 112),
     ("header_peer_address", "V16", 128),
     # kinds SOCKET and RESET

@@ -47,6 +47,7 @@ def attributes(record: Any, flow: Any, drop_reasons: Mapping[int, str]) -> dict[
     }
     if record["gso_segments"] > 1:
         found["tcp.gso.segments"] = int(record["gso_segments"])
+        found["tcp.gso.size"] = int(record["gso_size"])
     if marks & Mark.RETRANSMIT:
         found["tcp.retransmit"] = True
     if marks & Mark.DROPPED and record["drop_reason"]:

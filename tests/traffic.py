@@ -66,6 +66,7 @@ def flows_and_records(
         [kind < 0.4, kind < 0.65, kind < 0.85], [0, 1448, random.integers(1, 1448, packets)], bulk
     )
     records["gso_segments"] = np.where(kind < 0.85, 1, bulk // 1448)
+    records["gso_size"] = np.where(kind < 0.85, 0, 1448)
     draw = random.random(packets)
     data = (records["payload_bytes"] > 0) & (draw < 0.8)
     records["flags"] = np.select(
@@ -135,6 +136,7 @@ def wild(packets: int, slots: int, seed: int) -> tuple[NDArray[np.void], NDArray
         ("payload_bytes", 32),
         ("window", 16),
         ("gso_segments", 16),
+        ("gso_size", 16),
         ("cpu", 16),
     ):
         records[name] = some([0, 1, (1 << bits) - 1], bits)

@@ -174,6 +174,7 @@ class Probe:
         symbols = Path("/proc/kallsyms").read_bytes()
         control.tcp_v4_rcv[:] = code_range("tcp_v4_rcv", symbols)
         control.tcp_v6_rcv[:] = code_range("tcp_v6_rcv", symbols)
+        control.sock_edemux, _ = code_range("sock_edemux", symbols)
         if not control.tcp_v4_rcv[0]:
             self.missing.setdefault("tcpio_drop", f"{WITHOUT['tcpio_drop']} (addresses in /proc/kallsyms are hidden)")
         control.drop_socket_filter = drops.get("SKB_DROP_REASON_SOCKET_FILTER", 0)

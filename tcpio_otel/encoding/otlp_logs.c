@@ -20,7 +20,7 @@ struct words {
 	struct tcpio_rows flag_text;  /* by flags: that column alone */
 	struct tcpio_rows severity;   /* 0: INFO, 1: WARN */
 	/* Attributes with the value 0, or true. */
-	struct tcpio_rows cpu, payload, window, segments, retransmit, seq, ack;
+	struct tcpio_rows cpu, payload, window, segments, segment_size, retransmit, seq, ack;
 	struct tcpio_rows event_name;
 };
 
@@ -162,8 +162,10 @@ size_t tcpio_encode_logs(const struct words *words, const struct tcpio_record *r
 		at = put_integer(at, &words->cpu, record->cpu);
 		at = put_integer(at, &words->payload, record->packet.payload_bytes);
 		at = put_integer(at, &words->window, record->packet.window);
-		if (record->packet.gso_segments > 1)
+		if (record->packet.gso_segments > 1) {
 			at = put_integer(at, &words->segments, record->packet.gso_segments);
+			at = put_integer(at, &words->segment_size, record->packet.gso_size);
+		}
 		if (marks & TCPIO_MARK_RETRANSMIT)
 			at = tcpio_put_row(at, &words->retransmit, 0);
 		if (reason)

@@ -32,13 +32,14 @@ _ROWS: dict[str, list[bytes]] = {
     "payload": [int_attribute(names.PAYLOAD_SIZE, 0)],
     "window": [int_attribute(names.WINDOW, 0)],
     "segments": [int_attribute(names.GSO_SEGMENTS, 0)],
+    "segment_size": [int_attribute(names.GSO_SIZE, 0)],
     "retransmit": [bool_attribute(names.RETRANSMIT)],
     "seq": [int_attribute(names.SEQ, 0)],
     "ack": [int_attribute(names.ACK, 0)],
     "event_name": [field(12, names.PACKET_EVENT.encode())],
 }
 _OWN_BYTES = 128
-"""More than a record has besides its rows: tags and lengths, times, digits of the body, varints of six attributes."""
+"""More than a record has besides its rows: tags and lengths, times, digits of the body, varints of seven attributes."""
 
 
 _WORDS = ("text", "attributes", "drops", *_ROWS)

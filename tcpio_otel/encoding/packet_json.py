@@ -74,6 +74,7 @@ class _Attributes:
         self._payloads = number(names.PAYLOAD_SIZE, 80, 1 << 18)
         self._windows = number(names.WINDOW, 64, 1 << 16)
         self._segments = number(names.GSO_SEGMENTS, 72, 1 << 16)
+        self._segment_sizes = number(names.GSO_SIZE, 72, 1 << 16)
         self._drops = Table(drop, 192, 1 << 16)
         self._retransmits = Table(lambda marked: marked * ("," + render(names.RETRANSMIT, True)).encode(), 64, 2)
         self._seq, self._ack = sequence(names.SEQ), sequence(names.ACK)
@@ -103,6 +104,7 @@ class _Attributes:
             *(self._seq[0], decimals(records["seq"]), self._seq[1]),
             *(self._ack[0], decimals(records["ack"]), self._ack[1]),
             _present(self._segments.segment(counts), counts > 1),
+            _present(self._segment_sizes.segment(records["gso_size"]), counts > 1),
             self._retransmits.segment((marks & _RETRANSMIT != 0).astype(np.int64)),
             _present(self._drops.segment(reasons), reasons != 0),
             attributes,
