@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev python3-venv
-TEST_PACKAGES := tcpdump iproute2 libclang-rt-dev
+TEST_PACKAGES := tcpdump iproute2 ethtool nftables libclang-rt-dev
 
 SOURCES := $(wildcard bpf/*.h bpf/*.c tcpio_otel/*.h tcpio_otel/*/*.c)
 # What `run` is given, as in `make run ARGS="--port 443"`.

@@ -10,7 +10,9 @@ from tcpio_otel import privileges
 from tcpio_otel.capture.control import Filters
 from tcpio_otel.capture.probe import Probe
 from tcpio_otel.errors import EnvironmentFault
+from tests.kernel import conformance as suite
 from tests.kernel.harness import Namespace
+from tests.kernel.scenarios import SCENARIOS
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,3 +36,25 @@ def namespace() -> Iterator[Namespace]:
         yield Namespace(name)
     finally:
         subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each scenario on each lane where it makes sense."""
+    if "case" in metafunc.fixturenames:
+        cases = [(lane, name) for lane in suite.LANES for name in SCENARIOS if suite.applies(lane, name)]
+        metafunc.parametrize("case", cases, ids=["-".join(case) for case in cases])
+
+
+@pytest.fixture(scope="session")
+def conformance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> suite.Run:
+    """What came of all scenarios that were asked for, run at once."""
+    wanted = dict.fromkeys(
+        item.callspec.params["case"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())
+    )
+    return suite.run(tmp_path_factory.mktemp("conformance"), list(wanted))
+
+
+@pytest.fixture
+def outcome(conformance: suite.Run, case: tuple[str, str]) -> suite.Outcome:
+    """What came of one of them."""
+    return conformance.outcomes[case]

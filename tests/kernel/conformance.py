@@ -1,0 +1,243 @@
+"""All scenarios on all lanes under one agent: what it told of each, beside what tcpdump and the programs know."""
+
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyroute2
+
+from tests.kernel import capture, harness, hosts, scenarios
+from tests.kernel.capture import Segment
+from tests.kernel.hosts import Lane
+from tests.kernel.scenarios import PORTS_EACH, SCENARIOS, Place, Span
+
+FIRST_PORT, PORTS_A_LANE = 10_000, 600
+_KINDS = {1: "internal", 2: "server", 3: "client"}
+_WAYS = {"wire": (True, False), "loopback": (True, False), "relay": (False,), "router": (True,)}
+
+LANES = [
+    f"{way}-ipv{family}" + ("" if offloads or way == "relay" else "-segmented")
+    for way, choices in _WAYS.items()
+    for offloads in choices
+    for family in (4, 6)
+]
+"""Names of the lanes: over a pair of devices or on loopback, with offloads and without; by a relay; by a router."""
+
+
+def applies(lane_name: str, scenario: str) -> bool:
+    """Whether a scenario makes sense on a lane."""
+    way, kind, *_ = lane_name.split("-")
+    return SCENARIOS[scenario][1](Place(int(kind.removeprefix("ipv")), way))
+
+
+@contextmanager
+def lane(number: int, name: str, prefix: str) -> Iterator[tuple[Lane, list[hosts.Host]]]:
+    """Hosts, devices and addresses of one lane, and the hosts to capture on."""
+    way, kind, *rest = name.split("-")
+    family = int(kind.removeprefix("ipv"))
+    ports = FIRST_PORT + number * PORTS_A_LANE
+    network, length = (f"10.{200 + number}.0.", 24) if family == 4 else (f"fd00:{number}::", 64)
+    ends = f"{network}1", f"{network}2"
+    addresses = [f"{end}/{length}" for end in ends]
+    with ExitStack() as stack:
+        client = stack.enter_context(hosts.host(f"{prefix}-{number}-c"))
+        relay = None
+        if way == "loopback":
+            server = client
+            hosts.add_address(client, "lo", *addresses)
+        else:
+            server = stack.enter_context(hosts.host(f"{prefix}-{number}-s"))
+        if way == "wire":
+            hosts.veth(client, server)
+            for host, address in zip((client, server), addresses, strict=True):
+                hosts.add_address(host, "eth0", address)
+        if way == "relay":
+            relay = stack.enter_context(hosts.Relay(client, server))
+            for host, address in zip((client, server), addresses, strict=True):
+                hosts.add_address(host, "tun0", address)
+        if way == "router":
+            router = stack.enter_context(hosts.host(f"{prefix}-{number}-r"))
+            _route(client, router, server, family, number, ports)
+            ends = _router_network(family, number, 0) + "2", _router_network(family, number, 1) + "2"
+        for host in {client, server}:
+            host.sysctl("ipv4/tcp_fastopen", 3)
+            if rest:
+                hosts.switch_offloads_off(host, "lo" if way == "loopback" else "eth0")
+        if way == "wire":
+            _default_route(client, ends[1])
+        yield (
+            Lane(name, family, client, server, *ends, ports, relay),
+            list({client.name: client, server.name: server}.values()),
+        )
+
+
+def _router_network(family: int, number: int, side: int) -> str:
+    return f"10.{200 + number}.{1 + side}." if family == 4 else f"fd00:{number}:{1 + side}::"
+
+
+def _route(client: hosts.Host, router: hosts.Host, server: hosts.Host, family: int, number: int, ports: int) -> None:
+    length = 24 if family == 4 else 64
+    for side, end in enumerate((client, server)):
+        network = _router_network(family, number, side)
+        hosts.veth(router, end, f"eth{side}", "eth0")
+        hosts.add_address(router, f"eth{side}", f"{network}1/{length}")
+        hosts.add_address(end, "eth0", f"{network}2/{length}")
+        _default_route(end, f"{network}1")
+    router.sysctl("ipv4/ip_forward" if family == 4 else "ipv6/conf/all/forwarding", 1)
+    server_address = _router_network(family, number, 1) + "2"
+    names = list(SCENARIOS)
+    port = ports + names.index("service_behind_router") * PORTS_EACH
+    rules = scenarios.destination_nat(family, "prerouting", port, server_address, port)
+    kind = "ip" if family == 4 else "ip6"
+    masquerade = f"""table {kind} out {{
+        chain leave {{
+            type nat hook postrouting priority 100;
+            oifname "eth1" masquerade
+        }}
+    }}"""
+    router.run("nft", "-f", "-", input=rules + "\n" + masquerade)
+
+
+def _default_route(where: hosts.Host, gateway: str) -> None:
+    with pyroute2.NetNS(where.name, flags=0) as network:
+        network.route("add", dst="default", gateway=gateway)
+
+
+@dataclass
+class Outcome:
+    """What came of one scenario on one lane."""
+
+    lane: Lane
+    name: str
+    expected: list[Span] = field(default_factory=list)
+    failure: str = ""
+    ours: Counter[Segment] = field(default_factory=Counter)
+    theirs: Counter[Segment] = field(default_factory=Counter)
+    spans: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def told(self) -> Counter[Span]:
+        """The agent's spans, by what is expected of them."""
+        return Counter(
+            Span(
+                _KINDS[span["kind"]], told["tcp.close.reason"], told.get("tcp.close.initiator"),
+                told["tcp.bytes.sent"], told["tcp.bytes.received"],
+            )
+            for span in self.spans
+            for told in (span["attributes"],)
+        )  # fmt: skip
+
+
+@dataclass
+class Run:
+    """All outcomes under one agent."""
+
+    outcomes: dict[tuple[str, str], Outcome]
+    ledger: dict[str, int]
+    stray: tuple[Counter[Segment], Counter[Segment]]
+
+
+def _work(outcomes: list[Outcome]) -> None:
+    names = list(SCENARIOS)
+    for outcome in outcomes:
+        port = outcome.lane.ports + names.index(outcome.name) * PORTS_EACH
+        try:
+            outcome.expected = SCENARIOS[outcome.name][0](outcome.lane, port)
+        except BaseException:
+            outcome.failure = traceback.format_exc()
+
+
+def run(directory: Path, wanted: list[tuple[str, str]], *arguments: str) -> Run:
+    """Run the wanted scenarios, given by lane and name, each lane in a thread of its own."""
+    prefix = f"tcpio-{directory.name[:20]}"
+    with ExitStack() as stack:
+        lanes: dict[str, Lane] = {}
+        captures: list[Path] = []
+        with ExitStack() as recording:
+            for number, name in enumerate(LANES):
+                if any(lane_name == name for lane_name, _ in wanted):
+                    lanes[name], where = stack.enter_context(lane(number, name, prefix))
+                    for host in where:
+                        captures.append(directory / f"{host.name}.pcap")
+                        recording.enter_context(capture.tcpdump(host, captures[-1]))
+            agent = recording.enter_context(
+                harness.agent(
+                    directory, "run", "--otlp-file", str(directory / "data"), *arguments,
+                    TCPIO_FILE_ROTATE="1GiB", TCPIO_CONNECTIONS_LINGER="1s",
+                )
+            )  # fmt: skip
+            outcomes = {(lane_name, name): Outcome(lanes[lane_name], name) for lane_name, name in wanted}
+            threads = [
+                threading.Thread(target=_work, args=([found for found in outcomes.values() if found.lane is lane],))
+                for lane in lanes.values()
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            hosts.settle(1)
+            assert agent.stop() == 0, agent.stderr()
+    stray = _judge(outcomes, lanes, harness.logs(directory / "data"), harness.spans(directory / "data"), captures)
+    return Run(outcomes, agent.ledger(), stray)
+
+
+def _judge(
+    outcomes: dict[tuple[str, str], Outcome], lanes: dict[str, Lane], logs: list[dict[str, Any]],
+    spans: list[dict[str, Any]], captures: list[Path],
+) -> tuple[Counter[Segment], Counter[Segment]]:  # fmt: skip
+    """Give each outcome its segments and spans; returns what of the lanes belongs to none."""
+    names = list(SCENARIOS)
+    by_ports = {FIRST_PORT + LANES.index(name) * PORTS_A_LANE: found for name, found in lanes.items()}
+
+    def owner(*ports: int) -> Outcome | None | Lane:
+        """The scenario that a port tells of; its lane when no scenario has that port."""
+        for port in ports:
+            base = port - (port - FIRST_PORT) % PORTS_A_LANE
+            if port >= FIRST_PORT and base in by_ports:
+                number = (port - base) // PORTS_EACH
+                found = outcomes.get((by_ports[base].name, names[number])) if number < len(names) else None
+                return found or by_ports[base]
+        return None
+
+    stray: tuple[Counter[Segment], Counter[Segment]] = Counter(), Counter()
+    for path in captures:
+        for segment, count in capture.segments(path).items():
+            found = owner(segment[2], segment[4])
+            if isinstance(found, Outcome):
+                direction, local, local_port, *peer = segment[:5]
+                seen = scenarios.rewritten_before_tcp(found.name, found.lane, direction, (peer[0], peer[1]))
+                found.theirs[(direction, local, local_port, *seen, *segment[5:])] += count
+            elif found:
+                stray[1][segment] += count
+    for log in logs:
+        if "tcp.seq" not in log:
+            continue
+        segment, cut = _ours(log)
+        found = owner(log["network.local.port"], log["network.peer.port"])
+        if isinstance(found, Outcome):
+            # A device that takes no super-packets, or none so long, has them cut up before a capture sees them.
+            whole = segment[0] == "receive" or found.theirs[segment] > found.ours[segment]
+            found.ours.update([segment] if whole else cut)
+        elif found:
+            stray[0][segment] += 1
+    for span in spans:
+        found = owner(span["attributes"]["network.local.port"], span["attributes"]["network.peer.port"])
+        if isinstance(found, Outcome):
+            found.spans.append(span)
+    return stray
+
+
+def _ours(log: dict[str, Any]) -> tuple[Segment, list[Segment]]:
+    """A packet log record as a segment, and as those that a device without offloads makes of it."""
+    segment = (
+        log["network.io.direction"], log["network.local.address"], log["network.local.port"],
+        log["network.peer.address"], log["network.peer.port"], log["tcp.seq"], log["tcp.ack"], log["tcp.flags.bits"],
+        log["tcp.payload.size"], log["tcp.window"],
+    )  # fmt: skip
+    count = log.get("tcp.gso.segments", 1)
+    return segment, capture.cut(segment, count, log["tcp.gso.size"]) if count > 1 else [segment]
