@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyroute2
 from pyroute2 import netns
@@ -134,7 +134,7 @@ class Relay:
         self._thread = threading.Thread(target=self._run, name="relay")
         self._fault: BaseException | None = None
 
-    def __enter__(self) -> "Relay":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -55,7 +55,7 @@ def both(first: str, sent: int, received: int) -> list[Span]:
 
 @dataclass(frozen=True)
 class Place:
-    """What of a lane decides whether a scenario makes sense there: IP version, and "wire", "loopback", "relay", "router"."""
+    """What of a lane decides whether a scenario makes sense there: IP version; wire, loopback, relay or router."""
 
     family: int
     way: str
