@@ -19,7 +19,7 @@ struct tcpio_control {
 	__u32 wakeup_bytes;   /* a ring that fills beyond this wakes the agent */
 	__u64 tcp_v4_rcv[2];  /* addresses of the kernel's code: first, one past the last; 0: unknown */
 	__u64 tcp_v6_rcv[2];
-	__u64 sock_edemux;    /* address of the function that lets go of a reply's socket; 0: unknown */
+	__u64 sock_edemux;	  /* address of the function that lets go of a reply's socket; 0: unknown */
 	__u32 drop_socket_filter; /* this kernel's numbers of two drop reasons; 0: it has none */
 	__u32 drop_socket_backlog;
 	__u64 ports[1024];     /* one bit a port */

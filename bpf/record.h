@@ -59,7 +59,7 @@ struct tcpio_record {
 			__u8 direction;
 			__u16 marks;
 			__u16 drop_reason; /* enum skb_drop_reason of the running kernel; 0: none */
-			__u16 gso_size; /* payload bytes of each segment but the last; 0: a single segment */
+			__u16 gso_size;	   /* payload bytes of each segment but the last; 0: a single segment */
 			__u16 header_local_port;
 			__u16 header_peer_port;
 			__u16 reserved[2];

@@ -182,28 +182,34 @@ def run(directory: Path, wanted: list[tuple[str, str]], *arguments: str) -> Run:
                 thread.join()
             hosts.settle(1)
             assert agent.stop() == 0, agent.stderr()
-    stray = _judge(outcomes, lanes, harness.logs(directory / "data"), harness.spans(directory / "data"), captures)
+    data = directory / "data"
+    packets = [log for log in harness.logs(data) if "tcp.seq" in log]
+    stray = _judge(_Owners(outcomes, lanes), packets, harness.spans(data), captures)
     return Run(outcomes, agent.ledger(), stray)
 
 
-def _judge(
-    outcomes: dict[tuple[str, str], Outcome], lanes: dict[str, Lane], logs: list[dict[str, Any]],
-    spans: list[dict[str, Any]], captures: list[Path],
-) -> tuple[Counter[Segment], Counter[Segment]]:  # fmt: skip
-    """Give each outcome its segments and spans; returns what of the lanes belongs to none."""
-    names = list(SCENARIOS)
-    by_ports = {FIRST_PORT + LANES.index(name) * PORTS_A_LANE: found for name, found in lanes.items()}
+class _Owners:
+    """Which scenario a port tells of."""
 
-    def owner(*ports: int) -> Outcome | None | Lane:
-        """The scenario that a port tells of; its lane when no scenario has that port."""
+    def __init__(self, outcomes: dict[tuple[str, str], Outcome], lanes: dict[str, Lane]) -> None:
+        self._outcomes, self._names = outcomes, list(SCENARIOS)
+        self._lanes = {found.ports: found for found in lanes.values()}
+
+    def __call__(self, *ports: int) -> Outcome | Lane | None:
+        """The scenario that one of the ports belongs to; its lane when no scenario has that port."""
         for port in ports:
             base = port - (port - FIRST_PORT) % PORTS_A_LANE
-            if port >= FIRST_PORT and base in by_ports:
+            if base in self._lanes:
                 number = (port - base) // PORTS_EACH
-                found = outcomes.get((by_ports[base].name, names[number])) if number < len(names) else None
-                return found or by_ports[base]
+                name = self._names[number] if number < len(self._names) else ""
+                return self._outcomes.get((self._lanes[base].name, name), self._lanes[base])
         return None
 
+
+def _judge(
+    owner: _Owners, logs: list[dict[str, Any]], spans: list[dict[str, Any]], captures: list[Path]
+) -> tuple[Counter[Segment], Counter[Segment]]:
+    """Give each outcome its segments and spans; returns what of the lanes belongs to none, ours and tcpdump's."""
     stray: tuple[Counter[Segment], Counter[Segment]] = Counter(), Counter()
     for path in captures:
         for segment, count in capture.segments(path).items():
@@ -215,16 +221,11 @@ def _judge(
             elif found:
                 stray[1][segment] += count
     for log in logs:
-        if "tcp.seq" not in log:
-            continue
-        segment, cut = _ours(log)
         found = owner(log["network.local.port"], log["network.peer.port"])
         if isinstance(found, Outcome):
-            # A device that takes no super-packets, or none so long, has them cut up before a capture sees them.
-            whole = segment[0] == "receive" or found.theirs[segment] > found.ours[segment]
-            found.ours.update([segment] if whole else cut)
+            found.ours.update(_as_captured(found, log))
         elif found:
-            stray[0][segment] += 1
+            stray[0][_segment(log)] += 1
     for span in spans:
         found = owner(span["attributes"]["network.local.port"], span["attributes"]["network.peer.port"])
         if isinstance(found, Outcome):
@@ -232,12 +233,20 @@ def _judge(
     return stray
 
 
-def _ours(log: dict[str, Any]) -> tuple[Segment, list[Segment]]:
-    """A packet log record as a segment, and as those that a device without offloads makes of it."""
-    segment = (
+def _as_captured(outcome: Outcome, log: dict[str, Any]) -> list[Segment]:
+    """A packet log record as a capture on the same device must show it.
+
+    A device that takes no super-packets, or none so long, has them cut up before the capture sees them.
+    """
+    segment, count = _segment(log), log.get("tcp.gso.segments", 1)
+    if count == 1 or segment[0] == "receive" or outcome.theirs[segment] > outcome.ours[segment]:
+        return [segment]
+    return capture.cut(segment, count, log["tcp.gso.size"])
+
+
+def _segment(log: dict[str, Any]) -> Segment:
+    return (
         log["network.io.direction"], log["network.local.address"], log["network.local.port"],
         log["network.peer.address"], log["network.peer.port"], log["tcp.seq"], log["tcp.ack"], log["tcp.flags.bits"],
         log["tcp.payload.size"], log["tcp.window"],
     )  # fmt: skip
-    count = log.get("tcp.gso.segments", 1)
-    return segment, capture.cut(segment, count, log["tcp.gso.size"]) if count > 1 else [segment]

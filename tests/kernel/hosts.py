@@ -1,4 +1,4 @@
-"""Hosts made of network namespaces, the wires between them, and a relay that can lose, delay and alter what it carries."""
+"""Hosts made of network namespaces, the wires between them, and a relay that loses, delays and alters at will."""
 
 import ctypes
 import fcntl
