@@ -551,7 +551,7 @@ def simultaneous_open(lane: Lane, port: int) -> list[Span]:
 
 @contextmanager
 def held(lane: Lane) -> Iterator[None]:
-    """Packets wait on the wire until the end of the block."""
+    """Packets wait on the wire until the end of the block; nothing overtakes them."""
     assert lane.relay
     waiting: list[tuple[Direction, Packet]] = []
 
@@ -559,10 +559,16 @@ def held(lane: Lane) -> Iterator[None]:
         waiting.append((way, packet))
         return []
 
+    def deliver() -> None:
+        for way, packet in waiting[:]:
+            way.deliver(packet)
+            waiting.remove((way, packet))
+
     with lane.relay.policy(hold):
         yield
-    for way, packet in waiting:
-        way.deliver(packet)
+        deliver()
+        settle(0.05)
+    deliver()
 
 
 @scenario(relayed)
@@ -608,6 +614,7 @@ def host_gone(lane: Lane, port: int) -> list[Span]:
     assert lane.relay
     one, other = lane.pair(port)
     talk(one, other, 10, 20)
+    settle(0.5)  # until the response is acknowledged, delayed as that may be
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000)
     with lane.relay.policy(lambda packet, _: []):
         one.sendall(b"lost")
