@@ -19,16 +19,23 @@ struct tcpio_control {
 	__u32 wakeup_bytes;   /* a ring that fills beyond this wakes the agent */
 	__u64 tcp_v4_rcv[2];  /* addresses of the kernel's code: first, one past the last; 0: unknown */
 	__u64 tcp_v6_rcv[2];
-	__u64 sock_edemux;	  /* address of the function that lets go of a reply's socket; 0: unknown */
-	__u32 drop_socket_filter; /* this kernel's numbers of two drop reasons; 0: it has none */
-	__u32 drop_socket_backlog;
+	__u64 sock_edemux;     /* address of the function that lets go of a reply's socket; 0: unknown */
 	__u64 ports[1024];     /* one bit a port */
 	__u8 own_ports[65536]; /* 1: a server port of the agent's own connections; kept by the probe */
 };
 
+/* A port as an index whose bound older verifiers see too: they lose it where a compiler keeps it in a wide register. */
+static __always_inline __u32 tcpio_index(__u16 port)
+{
+	__u32 index = port;
+
+	asm volatile("" : "+r"(index));
+	return index & 0xffff;
+}
+
 static __always_inline bool tcpio_bit(const __u64 *bits, __u16 index)
 {
-	return bits[index >> 6] >> (index & 63) & 1;
+	return bits[tcpio_index(index) >> 6] >> (index & 63) & 1;
 }
 
 static __always_inline bool tcpio_wanted_port(const struct tcpio_control *control, const struct tcpio_tuple *tuple)

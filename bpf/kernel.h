@@ -21,6 +21,10 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
 struct net_device {
 	possible_net_t nd_net;
 };
@@ -32,6 +36,7 @@ struct sock_common {
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
 	possible_net_t skc_net;
+	atomic64_t skc_cookie;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 };
@@ -108,8 +113,17 @@ struct path {
 	struct dentry *dentry;
 };
 
+struct super_block {
+	unsigned long s_magic;
+};
+
+struct inode {
+	struct super_block *i_sb;
+};
+
 struct file {
 	struct path f_path;
+	struct inode *f_inode;
 };
 
 struct mm_struct {
@@ -126,6 +140,11 @@ struct socket {
 	struct sock *sk;
 };
 
+struct socket_alloc {
+	struct socket socket;
+	struct inode vfs_inode;
+};
+
 struct seq_file;
 
 struct bpf_iter_meta {
@@ -139,5 +158,11 @@ struct bpf_iter__task_file {
 };
 
 #pragma clang attribute pop
+
+/* The values are looked up by name at load time; before 5.17 there is no such type. */
+enum skb_drop_reason {
+	SKB_DROP_REASON_SOCKET_FILTER = 1,
+	SKB_DROP_REASON_SOCKET_BACKLOG = 2,
+};
 
 #endif

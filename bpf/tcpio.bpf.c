@@ -48,9 +48,16 @@ const struct tcpio_record *const tcpio_record_layout = NULL;
 #define FLAG_SYN 0x02
 #define FLAG_ACK 0x10
 
+#define SOCKFS_MAGIC 0x534F434B
+
 #define MAX_CPUS 1024
-/* A reply to a segment leaves before the segment is freed; anything later than this is another segment. */
-#define REPLY_WINDOW_NS 1000000
+/* How long one softirq pass over one segment can take: what comes later is another segment. */
+#define PASS_NS 1000000
+
+/* Known when the probe is loaded; what is behind one that is false is not verified. */
+#define HAS_DROP_REASONS bpf_core_type_exists(enum skb_drop_reason) /* from 5.17 on */
+/* From 5.11 on, and with it socket storage in tracing programs. */
+#define HAS_SOCK_FROM_FILE bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_sock_from_file)
 
 struct owner {
 	__u32 pid;
@@ -61,14 +68,14 @@ struct owner {
 /* Scratch of one CPU, for what one softirq pass over one segment must remember between hooks. */
 struct scratch {
 	__u64 socket; /* the address of a control socket, on its way to a plain read */
-	__u64 reply_time_ns;
 	struct segment {
+		__u64 time_ns; /* 0: none */
 		__u32 seq;
 		__u32 ack;
 		__u16 local_port;
 		__u16 peer_port;
-	} reply, handshake;
-	__u32 reserved[2];
+		__u32 reserved;
+	} reply, received;
 };
 
 struct own_key {
@@ -222,25 +229,30 @@ static __always_inline bool same_ends(const struct tcpio_tuple *one, const struc
 	       one->peer_port == other->peer_port;
 }
 
-/* A socket's totals and numbers. Other CPUs may be changing them: read until two looks in a row agree on the
+/* One look at a socket's numbers; true when none of those that belong together has moved meanwhile. A function of its
+ * own, called again and again: the verifier of 6.1 takes no loop with this body. */
+static __noinline bool look_at(struct tcpio_record *record, struct tcp_sock *tp)
+{
+	record->socket.snd_una = BPF_CORE_READ(tp, snd_una);
+	record->socket.rcv_nxt = BPF_CORE_READ(tp, rcv_nxt);
+	record->socket.snd_nxt = BPF_CORE_READ(tp, snd_nxt);
+	record->socket.write_seq = BPF_CORE_READ(tp, write_seq);
+	record->socket.bytes_acked = BPF_CORE_READ(tp, bytes_acked);
+	record->socket.bytes_received = BPF_CORE_READ(tp, bytes_received);
+	record->socket.bytes_sent = BPF_CORE_READ(tp, bytes_sent);
+	record->socket.bytes_retransmitted = BPF_CORE_READ(tp, bytes_retrans);
+	return record->socket.snd_una == BPF_CORE_READ(tp, snd_una) &&
+	       record->socket.rcv_nxt == BPF_CORE_READ(tp, rcv_nxt) &&
+	       record->socket.snd_nxt == BPF_CORE_READ(tp, snd_nxt) &&
+	       record->socket.bytes_sent == BPF_CORE_READ(tp, bytes_sent);
+}
+
+/* A socket's totals and numbers. Other CPUs may be changing them: look until two looks in a row agree on the
  * sequence numbers, so that the initial ones can be computed from them. */
 static __always_inline void fill_totals(struct tcpio_record *record, struct tcp_sock *tp)
 {
-	for (int i = 0; i < 4; i++) {
-		record->socket.snd_una = BPF_CORE_READ(tp, snd_una);
-		record->socket.rcv_nxt = BPF_CORE_READ(tp, rcv_nxt);
-		record->socket.snd_nxt = BPF_CORE_READ(tp, snd_nxt);
-		record->socket.write_seq = BPF_CORE_READ(tp, write_seq);
-		record->socket.bytes_acked = BPF_CORE_READ(tp, bytes_acked);
-		record->socket.bytes_received = BPF_CORE_READ(tp, bytes_received);
-		record->socket.bytes_sent = BPF_CORE_READ(tp, bytes_sent);
-		record->socket.bytes_retransmitted = BPF_CORE_READ(tp, bytes_retrans);
-		if (record->socket.snd_una == BPF_CORE_READ(tp, snd_una) &&
-		    record->socket.rcv_nxt == BPF_CORE_READ(tp, rcv_nxt) &&
-		    record->socket.snd_nxt == BPF_CORE_READ(tp, snd_nxt) &&
-		    record->socket.bytes_sent == BPF_CORE_READ(tp, bytes_sent))
-			break;
-	}
+	if (!look_at(record, tp) && !look_at(record, tp) && !look_at(record, tp))
+		look_at(record, tp);
 	record->socket.segments_in = BPF_CORE_READ(tp, segs_in);
 	record->socket.segments_out = BPF_CORE_READ(tp, segs_out);
 	record->socket.retransmits = BPF_CORE_READ(tp, total_retrans);
@@ -254,6 +266,7 @@ static __always_inline void fill_socket(struct tcpio_record *record, struct tcp_
 {
 	record->kind = TCPIO_SOCKET;
 	record->state = new_state;
+	record->socket_cookie = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter);
 	fill_tuple(&record->tuple, (struct sock *)tp);
 	fill_totals(record, tp);
 	record->socket.old_state = old_state;
@@ -279,13 +292,13 @@ static __always_inline bool own_connection(const struct context *context, const 
 
 	if (owner && owner->pid && owner->pid == control->agent_tgid)
 		return true;
-	if (control->own_ports[tuple->local_port]) {
+	if (control->own_ports[tcpio_index(tuple->local_port)]) {
 		own_key(&key, tuple->peer_address, tuple->peer_port, tuple->local_address, tuple->local_port);
 		if (bpf_map_lookup_elem(&own_connections, &key))
 			return true;
 	}
 	/* The agent's end once its owner is gone: a TIME_WAIT socket. */
-	if (control->own_ports[tuple->peer_port]) {
+	if (control->own_ports[tcpio_index(tuple->peer_port)]) {
 		own_key(&key, tuple->local_address, tuple->local_port, tuple->peer_address, tuple->peer_port);
 		if (bpf_map_lookup_elem(&own_connections, &key))
 			return true;
@@ -302,12 +315,12 @@ static __always_inline void note_opening(const struct context *context, const st
 	struct own_key key;
 	__u8 one = 1;
 
-	if (!ours && !context->control->own_ports[headers->peer_port])
+	if (!ours && !context->control->own_ports[tcpio_index(headers->peer_port)])
 		return;
 	own_key(&key, headers->local_address, headers->local_port, headers->peer_address, headers->peer_port);
 	if (ours) {
 		bpf_map_update_elem(&own_connections, &key, &one, BPF_ANY);
-		context->control->own_ports[headers->peer_port] = 1;
+		context->control->own_ports[tcpio_index(headers->peer_port)] = 1;
 	} else {
 		bpf_map_delete_elem(&own_connections, &key);
 	}
@@ -369,21 +382,24 @@ static __always_inline struct tcpio_record *reserve_fact(const struct context *c
 
 static __always_inline void remember(struct segment *segment, const struct tcpio_headers *headers)
 {
+	segment->time_ns = bpf_ktime_get_boot_ns();
 	segment->seq = headers->seq;
 	segment->ack = headers->ack;
 	segment->local_port = headers->tuple.local_port;
 	segment->peer_port = headers->tuple.peer_port;
 }
 
+/* Has this very segment been remembered in this pass? */
 static __always_inline bool remembered(const struct segment *segment, const struct tcpio_headers *headers)
 {
-	return segment->local_port && segment->seq == headers->seq && segment->ack == headers->ack &&
-	       segment->local_port == headers->tuple.local_port && segment->peer_port == headers->tuple.peer_port;
+	return segment->seq == headers->seq && segment->ack == headers->ack &&
+	       segment->local_port == headers->tuple.local_port && segment->peer_port == headers->tuple.peer_port &&
+	       bpf_ktime_get_boot_ns() - segment->time_ns < PASS_NS;
 }
 
 static __always_inline void forget(struct segment *segment)
 {
-	segment->local_port = 0;
+	segment->time_ns = 0;
 }
 
 static __always_inline long load_skb(const void *packet, __u32 offset, void *to, __u32 size)
@@ -428,8 +444,7 @@ static __always_inline bool decode_memory(struct tcpio_headers *headers, __u8 di
 }
 
 /* Reports a socket that is older than the agent and that no process's files led to: one never accepted, say. */
-static __always_inline void announce(const struct context *context, struct tcp_sock *tp, const struct owner *owner,
-				     __u64 cookie)
+static __always_inline void announce(const struct context *context, struct tcp_sock *tp, const struct owner *owner)
 {
 	__u8 state = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state);
 	struct tcpio_record *record;
@@ -438,7 +453,6 @@ static __always_inline void announce(const struct context *context, struct tcp_s
 	record = reserve_fact(context, &ring);
 	if (!record)
 		return;
-	record->socket_cookie = cookie;
 	fill_owner(record, owner);
 	fill_socket(record, tp, state, state);
 	submit(context, ring, record);
@@ -504,9 +518,11 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 		tuple = headers.tuple;
 		tuple.netns = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net, ns.inum);
 		marks = TCPIO_MARK_LISTENER;
-		remember(&context.scratch->handshake, &headers);
+		remember(&context.scratch->received, &headers);
 	} else {
 		fill_tuple(&tuple, (struct sock *)tp);
+		if (!sent && !HAS_DROP_REASONS)
+			remember(&context.scratch->received, &headers);
 		if (!same_ends(&tuple, &headers.tuple))
 			marks = TCPIO_MARK_TRANSLATED;
 		if (sent && is_retransmit(tp, &headers, skb->len))
@@ -527,17 +543,15 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 		record->state = sk->state;
 	if (owner)
 		fill_owner(record, owner);
-	if (!tp) {
+	if (!tp)
 		remember(&context.scratch->reply, &headers);
-		context.scratch->reply_time_ns = record->time_ns;
-	}
 	submit(&context, ring, record);
 
 	if (tp && !(marks & TCPIO_MARK_LISTENER) && (!owner || !owner->observed)) {
 		owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (owner) {
 			owner->observed = 1;
-			announce(&context, tp, owner, bpf_get_socket_cookie(skb));
+			announce(&context, tp, owner);
 		}
 	}
 	return 1;
@@ -588,10 +602,26 @@ static __always_inline bool within(__u64 address, const __u64 range[2])
 	return address >= range[0] && address < range[1];
 }
 
-/* A segment that TCP received and freed. Those that went through a full socket or a listener were seen at ingress;
- * left are those that met a TIME_WAIT socket, none at all, or a wrong checksum. */
-static __always_inline int on_drop(struct sk_buff *skb, void *location, __u32 reason)
+/* Was a segment that TCP freed seen at ingress already? A listener's was, and one that went on to a full socket's
+ * filter or backlog. Where the kernel gives no reasons, only memory tells. */
+static __always_inline bool seen_at_ingress(const struct context *context, const struct tcpio_headers *headers,
+					    __u32 reason)
 {
+	if (HAS_DROP_REASONS && (reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_SOCKET_FILTER) ||
+				 reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_SOCKET_BACKLOG)))
+		return true;
+	if (!remembered(&context->scratch->received, headers))
+		return false;
+	forget(&context->scratch->received);
+	return true;
+}
+
+/* A segment that TCP received and freed: left are those that met a TIME_WAIT socket, none at all, or a wrong
+ * checksum. */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(tcpio_drop, struct sk_buff *skb, void *location)
+{
+	__u32 reason = HAS_DROP_REASONS ? (__u32)ctx[2] : 0;
 	struct tcpio_headers headers;
 	struct tcpio_record *record;
 	struct context context;
@@ -603,15 +633,11 @@ static __always_inline int on_drop(struct sk_buff *skb, void *location, __u32 re
 	if (!within((__u64)location, context.control->tcp_v4_rcv) &&
 	    !within((__u64)location, context.control->tcp_v6_rcv))
 		return 0;
-	if (reason && (reason == context.control->drop_socket_filter || reason == context.control->drop_socket_backlog))
-		return 0;
 	network = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
 	if (!decode_memory(&headers, TCPIO_RECEIVE, network))
 		return 0;
-	if (remembered(&context.scratch->handshake, &headers)) {
-		forget(&context.scratch->handshake);
+	if (seen_at_ingress(&context, &headers, reason))
 		return 0;
-	}
 	record = reserve_without_socket(&context, &ring, skb, &headers, network, TCPIO_RECEIVE);
 	if (!record)
 		return 0;
@@ -620,17 +646,11 @@ static __always_inline int on_drop(struct sk_buff *skb, void *location, __u32 re
 	/* The reply, a RST say, is sent before the segment is freed; on the wire the segment came first. */
 	if (context.scratch->reply.local_port == headers.tuple.local_port &&
 	    context.scratch->reply.peer_port == headers.tuple.peer_port &&
-	    record->time_ns - context.scratch->reply_time_ns < REPLY_WINDOW_NS)
-		record->time_ns = context.scratch->reply_time_ns - 1;
-	context.scratch->reply_time_ns = 0;
+	    record->time_ns - context.scratch->reply.time_ns < PASS_NS)
+		record->time_ns = context.scratch->reply.time_ns - 1;
+	forget(&context.scratch->reply);
 	submit(&context, ring, record);
 	return 0;
-}
-
-SEC("tp_btf/kfree_skb")
-int BPF_PROG(tcpio_drop, struct sk_buff *skb, void *location, int reason)
-{
-	return on_drop(skb, location, reason);
 }
 
 /* From 6.13 on an IPv6 reply that the kernel's control socket sends, a RST say, is attached to the socket that it
@@ -666,15 +686,13 @@ int BPF_PROG(tcpio_queue, struct sk_buff *skb)
 	if (!decode_memory(&headers, TCPIO_TRANSMIT, network))
 		return 0;
 	/* Older kernels show it at egress as well, and a stacked device queues it again. */
-	if (remembered(&context.scratch->reply, &headers) &&
-	    bpf_ktime_get_boot_ns() - context.scratch->reply_time_ns < REPLY_WINDOW_NS)
+	if (remembered(&context.scratch->reply, &headers))
 		return 0;
 	record = reserve_without_socket(&context, &ring, skb, &headers, network, TCPIO_TRANSMIT);
 	if (!record)
 		return 0;
 	record->state = state;
 	remember(&context.scratch->reply, &headers);
-	context.scratch->reply_time_ns = record->time_ns;
 	submit(&context, ring, record);
 	return 0;
 }
@@ -682,10 +700,10 @@ int BPF_PROG(tcpio_queue, struct sk_buff *skb)
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tcpio_state, struct sock *sk, int old_state, int new_state)
 {
+	struct owner *owner = NULL;
 	struct tcpio_record *record;
 	struct tcpio_tuple tuple;
 	struct context context;
-	struct owner *owner;
 	struct tcp_sock *tp;
 	void *ring;
 
@@ -694,7 +712,8 @@ int BPF_PROG(tcpio_state, struct sock *sk, int old_state, int new_state)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp || !enter(&context))
 		return 0;
-	owner = bpf_sk_storage_get(&owners, sk, 0, 0);
+	if (HAS_SOCK_FROM_FILE)
+		owner = bpf_sk_storage_get(&owners, sk, 0, 0);
 	fill_tuple(&tuple, sk);
 	if (!wanted_fact(&context, &tuple, owner))
 		return 0;
@@ -702,7 +721,6 @@ int BPF_PROG(tcpio_state, struct sock *sk, int old_state, int new_state)
 	if (!record)
 		return 0;
 	fill_socket(record, tp, old_state, new_state);
-	record->socket_cookie = bpf_get_socket_cookie(sk);
 	if (owner)
 		fill_owner(record, owner);
 	submit(&context, ring, record);
@@ -765,10 +783,13 @@ int tcpio_create(struct bpf_sock *sk)
 SEC("tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(tcpio_read, struct sock *sk)
 {
-	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, 0);
-	struct task_struct *task;
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	struct task_struct *task;
+	struct owner *owner;
 
+	if (!HAS_SOCK_FROM_FILE)
+		return 0;
+	owner = bpf_sk_storage_get(&owners, sk, 0, 0);
 	if (!owner || owner->pid == pid || !pid)
 		return 0;
 	task = (struct task_struct *)bpf_get_current_task();
@@ -779,6 +800,18 @@ int BPF_PROG(tcpio_read, struct sock *sk)
 	return 0;
 }
 
+/* The socket behind a file, by its inode; NULL when it is none. */
+static __always_inline struct sock *socket_of(struct file *file)
+{
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	struct socket_alloc *both;
+
+	if (BPF_CORE_READ(inode, i_sb, s_magic) != SOCKFS_MAGIC)
+		return NULL;
+	both = (void *)inode - bpf_core_field_offset(struct socket_alloc, vfs_inode);
+	return BPF_CORE_READ(both, socket.sk);
+}
+
 /* Writes a snapshot of every connected socket that a process holds to whoever reads the iterator. The agent reads
  * it when it starts, for connections older than itself, and when it stops, for those still open. */
 SEC("iter/task_file")
@@ -787,10 +820,10 @@ int tcpio_snapshot(struct bpf_iter__task_file *ctx)
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
 	struct tcpio_record record = {};
+	struct owner holder = {};
+	struct owner *owner = NULL;
 	struct context context;
 	struct socket *socket;
-	struct tcp_sock *tp;
-	struct owner *owner;
 	struct sock *sk;
 	__u8 state;
 
@@ -798,33 +831,31 @@ int tcpio_snapshot(struct bpf_iter__task_file *ctx)
 		return 0;
 	if (!task)
 		return 0;
-	socket = bpf_sock_from_file(file);
-	if (!socket || !enter(&context))
+	if (!enter(&context))
 		return 0;
 	context.control->agent_tgid = bpf_get_current_pid_tgid() >> 32;
-	sk = socket->sk;
-	if (!sk)
+	sk = socket_of(file);
+	if (!sk || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP || BPF_CORE_READ(sk, sk_type) != SOCK_STREAM)
 		return 0;
-	if (sk->sk_protocol != IPPROTO_TCP || sk->sk_type != SOCK_STREAM)
-		return 0;
-	owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (owner && !owner->pid) {
-		owner->pid = task->tgid;
-		owner->observed = 1;
-		name_process(owner, task);
+	holder.pid = task->tgid;
+	holder.observed = 1;
+	name_process(&holder, task);
+	if (HAS_SOCK_FROM_FILE) {
+		socket = bpf_sock_from_file(file);
+		if (socket && socket->sk)
+			owner = bpf_sk_storage_get(&owners, socket->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (owner && !owner->pid)
+			*owner = holder;
 	}
-	state = sk->__sk_common.skc_state;
+	if (!owner)
+		owner = &holder;
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_LISTEN || state == TCP_CLOSE || state == TCP_SYN_SENT || state == TCP_SYN_RECV)
-		return 0;
-	tp = bpf_skc_to_tcp_sock(sk);
-	if (!tp)
 		return 0;
 	record.time_ns = bpf_ktime_get_boot_ns();
 	record.cpu = context.cpu;
-	fill_socket(&record, tp, state, state);
-	record.socket_cookie = bpf_get_socket_cookie(sk);
-	if (owner)
-		fill_owner(&record, owner);
+	fill_socket(&record, (struct tcp_sock *)sk, state, state);
+	fill_owner(&record, owner);
 	if (wanted_fact(&context, &record.tuple, owner))
 		bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
 	return 0;

@@ -40,8 +40,6 @@ class Control(ctypes.Structure):
         ("tcp_v4_rcv", ctypes.c_uint64 * 2),
         ("tcp_v6_rcv", ctypes.c_uint64 * 2),
         ("sock_edemux", ctypes.c_uint64),
-        ("drop_socket_filter", ctypes.c_uint32),
-        ("drop_socket_backlog", ctypes.c_uint32),
         ("ports", ctypes.c_uint64 * 1024),
         ("own_ports", ctypes.c_uint8 * 65536),
     )

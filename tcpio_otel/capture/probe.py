@@ -24,7 +24,7 @@ WAKEUP_SHARE = 4  # a ring filled to one in four wakes the reader; what comes un
 # Programs on tracepoints, and the arguments they read: without the tracepoint, or with fewer arguments, the kernel
 # would refuse the whole object.
 TRACEPOINTS = {
-    "tcpio_drop": ("kfree_skb", 3),
+    "tcpio_drop": ("kfree_skb", 2),
     "tcpio_queue": ("net_dev_queue", 1),
     "tcpio_state": ("inet_sock_set_state", 3),
     "tcpio_reset": ("tcp_send_reset", 3),
@@ -142,7 +142,7 @@ class Probe:
         self._object.load()
         self._map_counters(stack)
         self._create_rings(stack)
-        self._set_control(drops)
+        self._set_control()
         self._attach(stack, cgroup)
         self._later = self._object.iterator(SNAPSHOT)
         stack.callback(os.close, self._later)
@@ -169,7 +169,7 @@ class Probe:
             self.rings.append(ring)
             self._object.update(rings_fd, cpu.to_bytes(4, "little"), ring.to_bytes(4, "little"))
 
-    def _set_control(self, drops: Mapping[str, int]) -> None:
+    def _set_control(self) -> None:
         control = Control(wakeup_bytes=self.ring_bytes // WAKEUP_SHARE)
         symbols = Path("/proc/kallsyms").read_bytes()
         control.tcp_v4_rcv[:] = code_range("tcp_v4_rcv", symbols)
@@ -177,8 +177,6 @@ class Probe:
         control.sock_edemux, _ = code_range("sock_edemux", symbols)
         if not control.tcp_v4_rcv[0]:
             self.missing.setdefault("tcpio_drop", f"{WITHOUT['tcpio_drop']} (addresses in /proc/kallsyms are hidden)")
-        control.drop_socket_filter = drops.get("SKB_DROP_REASON_SOCKET_FILTER", 0)
-        control.drop_socket_backlog = drops.get("SKB_DROP_REASON_SOCKET_BACKLOG", 0)
         control.filter_ports(self._filters.ports)
         control.network_filter = bool(self._filters.networks)
         networks = self._object.map_fd("networks")
