@@ -103,6 +103,7 @@ def opened(
             Probe(filters=filters, memory_bytes=config.capture.ring_memory, cgroup=config.capture.cgroup)
         )
         privileges.drop_all()
+        logger.info("capturing, by %s", ", ".join(probe.hooks()))
         for consequence in probe.missing.values():
             logger.warning("on this kernel, %s", consequence)
         from tcpio_otel.capture.live import LiveSource

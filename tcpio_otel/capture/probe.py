@@ -21,7 +21,7 @@ OBJECT = Path(__file__).with_name("tcpio.bpf.o")
 SMALLEST_RING_BYTES = 1 << 16
 WAKEUP_SHARE = 4  # a ring filled to one in four wakes the reader; what comes until it runs finds room
 
-# Programs on tracepoints, and the arguments they read: without the tracepoint, or with fewer arguments, the kernel
+# Programs on tracepoints, and the arguments they need: without the tracepoint, or with fewer arguments, the kernel
 # would refuse the whole object.
 TRACEPOINTS = {
     "tcpio_drop": ("kfree_skb", 2),
@@ -37,6 +37,8 @@ WITHOUT = {
     "tcpio_reset": "the kernel's reason for a RST is not known",
     "tcpio_read": "a connection keeps the process that made its socket",
 }
+NEED_STORAGE = {"tcpio_read"}
+SOCKET_STORAGE = "BPF_FUNC_sock_from_file"  # the helper that came with socket storage in tracing programs, in 5.11
 SNAPSHOT = "tcpio_snapshot"
 
 
@@ -133,9 +135,12 @@ class Probe:
         cgroup = self._cgroup or cgroup_root()
         with Types(library) as kernel:
             drops, resets = kernel.enumerators("skb_drop_reason"), kernel.enumerators("sk_rst_reason")
+            helpers = kernel.enumerators("bpf_func_id")
             self._object = stack.enter_context(Object(library, self._object_file))
             for program, (tracepoint, arguments) in TRACEPOINTS.items():
-                if (kernel.tracepoint_arguments(tracepoint) or 0) < arguments:
+                if (kernel.tracepoint_arguments(tracepoint) or 0) < arguments or (
+                    program in NEED_STORAGE and SOCKET_STORAGE not in helpers
+                ):
                     self._object.leave_out(program)
                     self.missing[program] = WITHOUT[program]
         self.vocabulary = Vocabulary(_stripped(drops, "SKB_DROP_REASON_"), _stripped(resets, "SK_RST_REASON_"))
@@ -195,6 +200,10 @@ class Probe:
         for program, section in self._object.sections():
             if program not in self.missing:
                 self._object.attach(program, directory if section.startswith("cgroup") else None)
+
+    def hooks(self) -> list[str]:
+        """What the probe is attached to, by the names of its programs."""
+        return [program.removeprefix("tcpio_") for program in self._object.attached()]
 
     def tally(self) -> Tally:
         """What the probe counted until now."""

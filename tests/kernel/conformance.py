@@ -1,5 +1,6 @@
 """All scenarios on all lanes under one agent: what it told of each, beside what tcpdump and the programs know."""
 
+import re
 import threading
 import traceback
 from collections import Counter
@@ -140,6 +141,18 @@ class Run:
     outcomes: dict[tuple[str, str], Outcome]
     ledger: dict[str, int]
     stray: tuple[Counter[Segment], Counter[Segment]]
+    hooks: list[str]
+
+    @property
+    def segments(self) -> int:
+        """How many segments were compared."""
+        return sum(found.theirs.total() for found in self.outcomes.values())
+
+    @property
+    def differences(self) -> int:
+        """How many of them are on one side only."""
+        pairs = [self.stray, *((found.ours, found.theirs) for found in self.outcomes.values())]
+        return sum((ours - theirs).total() + (theirs - ours).total() for ours, theirs in pairs)
 
 
 def _work(outcomes: list[Outcome]) -> None:
@@ -185,7 +198,8 @@ def run(directory: Path, wanted: list[tuple[str, str]], *arguments: str) -> Run:
     data = directory / "data"
     packets = [log for log in harness.logs(data) if "tcp.seq" in log]
     stray = _judge(_Owners(outcomes, lanes), packets, harness.spans(data), captures)
-    return Run(outcomes, agent.ledger(), stray)
+    hooks = re.findall(r"capturing, by (.*)", agent.stderr())[0].split(", ")
+    return Run(outcomes, agent.ledger(), stray, hooks)
 
 
 class _Owners:

@@ -2,7 +2,7 @@
 
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,6 +13,8 @@ from tcpio_otel.errors import EnvironmentFault
 from tests.kernel import conformance as suite
 from tests.kernel.harness import Namespace
 from tests.kernel.scenarios import SCENARIOS
+
+_SUMMARY = pytest.StashKey[str]()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,12 +48,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def conformance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> suite.Run:
+def conformance(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    record_testsuite_property: Callable[[str, object], None],
+) -> suite.Run:
     """What came of all scenarios that were asked for, run at once."""
     wanted = dict.fromkeys(
         item.callspec.params["case"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())
     )
-    return suite.run(tmp_path_factory.mktemp("conformance"), list(wanted))
+    run = suite.run(tmp_path_factory.mktemp("conformance"), list(wanted))
+    for name, value in (("hooks", len(run.hooks)), ("segments", run.segments), ("differences", run.differences)):
+        record_testsuite_property(name, value)
+    request.config.stash[_SUMMARY] = (
+        f"conformance: {run.segments} segments compared with tcpdump's, {run.differences} differences"
+    )
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """How many segments were compared, and how many differed."""
+    if summary := config.stash.get(_SUMMARY, None):
+        terminalreporter.write_line(summary)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from typing import Any
 AGENT = [sys.executable, "-m", "tcpio_otel.cli"]
 PROGRAM_NAME = slice(64, 80)  # in struct bpf_prog_info
 TRAFFIC = Path(__file__).with_name("programs.py")
+START_S = 120.0
+"""How long an agent may take to start: kernels under emulation are slow."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Agent:
     def stop(self, number: int = signal.SIGINT) -> int:
         """Stop it as Ctrl-C does, and return its exit code."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=START_S)
 
     def resident_kib(self) -> int:
         """The memory it has now."""
@@ -99,7 +101,6 @@ class Agent:
 def agent(directory: Path, *arguments: str, **environment: str) -> Iterator[Agent]:
     """Start the agent and wait until its probe is attached."""
     out, said = directory / "stdout", directory / "stderr"
-    before = attached()
     with out.open("w") as out_file, said.open("w") as said_file:
         process = subprocess.Popen(
             [*AGENT, *arguments], stdout=out_file, stderr=said_file, text=True, cwd=directory,
@@ -107,14 +108,13 @@ def agent(directory: Path, *arguments: str, **environment: str) -> Iterator[Agen
         )  # fmt: skip
     running = Agent(process, out, said)
     try:
-        wait_for(lambda: attached() > before or process.poll() is not None, "the probe to be attached")
-        time.sleep(1.0)  # the snapshot of older sockets, and the imports that come after
+        ready = "recording to" if arguments[0] == "run" else "capturing"
+        wait_for(lambda: ready in running.stderr() or process.poll() is not None, "the agent", START_S)
         assert process.poll() is None, running.stderr()
         yield running
     finally:
         if process.poll() is None:
             running.stop(signal.SIGTERM)
-    wait_for(lambda: attached() <= before, "the probe to be detached")
 
 
 def attached() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tcpio_otel.memory import CALM_NS
-from tests.kernel.harness import AGENT, TRAFFIC, Namespace, agent, logs, segments, spans, wait_for
+from tests.kernel.harness import AGENT, TRAFFIC, Namespace, agent, attached, logs, segments, spans, wait_for
 
 NAME = Path(sys.executable).resolve().name
 """What the kernel calls the programs of these tests."""
@@ -187,8 +187,11 @@ def test_filters_keep_the_rest_out_and_count_it(tmp_path: Path, namespace: Names
 
 def test_a_killed_agent_leaves_nothing_attached(tmp_path: Path) -> None:
     """After SIGKILL the kernel has let go of every program, and the next agent starts at once."""
+    before = attached()
     with agent(tmp_path, "run", "--otlp-file", str(tmp_path / "data")) as running:
+        assert attached() > before
         running.stop(signal.SIGKILL)
+    wait_for(lambda: attached() == before, "the kernel to let go")
     with agent(tmp_path, "run", "--otlp-file", str(tmp_path / "data")) as running:
         assert running.stop() == 0
 

@@ -1,0 +1,134 @@
+"""Boots each kernel of the matrix, runs the conformance suite in it, and prints how it went.
+
+`python -m tests.matrix [VERSION ...]`; the exit code is 1 when a scenario failed. The guests have no network. They see
+this machine's files, read-only, and write to a directory of their own.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tests.matrix.images import RELEASES, Image, UnavailableError, image
+
+CHECKOUT = Path(__file__).parents[2]
+BOOT_LIMIT_S = 1800
+MODULES = "veth tun nf_tables nft_chain_nat nft_nat nft_masq nf_nat"
+GUEST = """
+exec >{out}/console 2>&1
+for module in {modules}; do modprobe $module; done
+cd {checkout}
+{python} -m pytest -p no:cacheprovider -q --tb=short --junitxml={out}/report.xml {tests}
+"""
+
+
+@dataclass
+class Result:
+    """What came of one kernel."""
+
+    release: str
+    hooks: str = "-"
+    scenarios: int = 0
+    failed: tuple[str, ...] = ()
+    skipped: int = 0
+    segments: str = "-"
+    differences: str = "-"
+    trouble: str = ""
+
+
+def run(kernel: Image, out: Path, tests: list[str]) -> Result:
+    """Boot a kernel, run tests in it, and read their report."""
+    guest = out / "guest.sh"
+    guest.write_text(
+        GUEST.format(out=out, modules=MODULES, checkout=CHECKOUT, python=sys.executable, tests=" ".join(tests))
+    )
+    command = [
+        Path(sys.executable).with_name("vng"), "--run", kernel.kernel,
+        f"--rwdir={out}={out}", "--exec", f"bash {guest}",
+        "--force-9p", "--disable-microvm", "--disable-kvm", "--cpus", "2", "--memory", "3G", "--verbose",
+        "--append", "mitigations=off", "--append", "no_timer_check",
+    ]  # fmt: skip
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with (out / "boot").open("w") as boot:
+        try:
+            subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=boot, stderr=boot, env=environment, check=False,
+                timeout=BOOT_LIMIT_S,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return Result(kernel.release, trouble=f"did not end within {BOOT_LIMIT_S} s")
+    report = out / "report.xml"
+    return read(kernel.release, report) if report.exists() else Result(kernel.release, trouble=_last_words(out))
+
+
+def _last_words(out: Path) -> str:
+    console = out / "console"
+    return "\n".join((console if console.exists() else out / "boot").read_text(errors="replace").splitlines()[-20:])
+
+
+def read(release: str, report: Path) -> Result:
+    """A kernel's result from the report of its tests: a scenario has passed when all that was asked of it holds."""
+    suite = ET.parse(report).getroot()
+    properties = {item.get("name"): item.get("value") or "-" for item in suite.iter("property")}
+    good: dict[str, bool] = defaultdict(lambda: True)
+    skipped = set()
+    for case in suite.iter("testcase"):
+        name = (case.get("name") or "").partition("[")[2].rstrip("]") or case.get("name") or ""
+        if case.find("skipped") is not None:
+            skipped.add(name)
+        else:
+            good[name] &= case.find("failure") is None and case.find("error") is None
+    return Result(
+        release, properties.get("hooks", "-"), len(good), tuple(name for name, passed in good.items() if not passed),
+        len(skipped - set(good)), properties.get("segments", "-"), properties.get("differences", "-"),
+    )  # fmt: skip
+
+
+def main() -> int:
+    """Run the matrix; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Run the conformance suite under other kernels.")
+    parser.add_argument("versions", nargs="*", metavar="VERSION", help=f"of {', '.join(RELEASES)} (default: all)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave consoles and reports there")
+    parser.add_argument("-k", dest="select", metavar="EXPRESSION", help="only these tests, as pytest has it")
+    given = parser.parse_args()
+    console = Console()
+    table = Table("kernel", "hooks", "scenarios passed", "segments compared", "differences", "minutes", box=box.SIMPLE)
+    good = True
+    with tempfile.TemporaryDirectory() as scratch:
+        for version in given.versions or RELEASES:
+            try:
+                kernel = image(version)
+            except UnavailableError as reason:
+                console.print(f"{version}: skipped: {reason}")
+                continue
+            out = (given.keep or Path(scratch)).resolve() / version
+            out.mkdir(parents=True, exist_ok=True)
+            started = time.monotonic()
+            tests = ["tests/kernel/test_kernel_conformance.py", *(["-k", f"'{given.select}'"] if given.select else [])]
+            result = run(kernel, out, tests)
+            minutes = (time.monotonic() - started) / 60
+            passed = f"{result.scenarios - len(result.failed)} of {result.scenarios}"
+            if result.skipped:
+                passed += f", {result.skipped} skipped"
+            table.add_row(result.release, result.hooks, passed, result.segments, result.differences, f"{minutes:.1f}")
+            if result.failed or result.trouble or not result.scenarios:
+                good = False
+                console.print(f"{result.release}: {result.trouble or ', '.join(result.failed)}", markup=False)
+                if not result.trouble:
+                    console.print(_last_words(out), markup=False)
+    console.print(table)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
