@@ -7,6 +7,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev python3-venv
 TEST_PACKAGES := tcpdump iproute2 ethtool nftables libclang-rt-dev
+MATRIX_PACKAGES := qemu-system-x86 busybox-static kmod e2fsprogs
 
 SOURCES := $(wildcard bpf/*.h bpf/*.c tcpio_otel/*.h tcpio_otel/*/*.c)
 # What `run` is given, as in `make run ARGS="--port 443"`.
@@ -16,7 +17,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(VENV)/.ready ## Install system packages, the virtual environment and the probe; leaves .venv/bin/tcpio-otel
@@ -65,6 +66,16 @@ run: setup ## Run the agent (as root); the first time, set everything up
 test: setup ## Run every test that this machine can run; each that is skipped says why
 	$(call install,$(TEST_PACKAGES))
 	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-kernel
+test-kernel: setup ## As root: what the probe records on this kernel, segment by segment against tcpdump
+	$(call install,$(TEST_PACKAGES))
+	@$(ROOT) $(BIN)/python -m pytest tests/kernel $(ARGS)
+
+.PHONY: test-kernels
+test-kernels: setup ## The same under Debian's kernels 5.10, 6.1, 6.12 and 7.2, each in a virtual machine
+	$(call install,$(TEST_PACKAGES) $(MATRIX_PACKAGES))
+	@$(BIN)/python -m tests.matrix $(ARGS)
 
 .PHONY: lint
 lint: setup ## Check style, types, import direction and the layout of the C code

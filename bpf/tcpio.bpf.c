@@ -518,7 +518,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 		tuple = headers.tuple;
 		tuple.netns = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net, ns.inum);
 		marks = TCPIO_MARK_LISTENER;
-		remember(&context.scratch->received, &headers);
+		remember(sent ? &context.scratch->reply : &context.scratch->received, &headers);
 	} else {
 		fill_tuple(&tuple, (struct sock *)tp);
 		if (!sent && !HAS_DROP_REASONS)
@@ -654,12 +654,22 @@ int BPF_PROG(tcpio_drop, struct sk_buff *skb, void *location)
 }
 
 /* From 6.13 on an IPv6 reply that the kernel's control socket sends, a RST say, is attached to the socket that it
- * answers for, so that cgroup_skb is not run on it. A SYN-ACK's request socket leads back to its listener, so it is. */
-static __always_inline bool replies_for(const struct context *context, struct sk_buff *skb, __u8 state)
+ * answers for, so that cgroup_skb is not run on it. */
+static __always_inline bool replies_for(const struct context *context, struct sk_buff *skb)
 {
-	return state != TCP_NEW_SYN_RECV && context->control->sock_edemux &&
+	return context->control->sock_edemux &&
 	       (__u64)BPF_CORE_READ(skb, destructor) == context->control->sock_edemux &&
 	       BPF_CORE_READ(skb, protocol) == __builtin_bswap16(ETH_P_IPV6);
+}
+
+/* Before 6.11 cgroup_skb is not run on an IPv6 SYN-ACK that answers for a request socket. Whether it is here shows with
+ * the first of them that comes by. */
+static __always_inline bool answers_unseen(const struct context *context, struct sk_buff *skb,
+					   const struct tcpio_headers *headers)
+{
+	if (remembered(&context->scratch->reply, headers))
+		context->control->sees_syn_acks = 1;
+	return !context->control->sees_syn_acks && BPF_CORE_READ(skb, protocol) == __builtin_bswap16(ETH_P_IPV6);
 }
 
 SEC("tp_btf/net_dev_queue")
@@ -677,13 +687,15 @@ int BPF_PROG(tcpio_queue, struct sk_buff *skb)
 		return 0;
 	if (sk) {
 		state = BPF_CORE_READ(sk, __sk_common.skc_state);
-		if (state != TCP_TIME_WAIT && !replies_for(&context, skb, state))
+		if (state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV && !replies_for(&context, skb))
 			return 0;
 	} else if (BPF_CORE_READ(skb, skb_iif)) {
 		return 0; /* forwarded */
 	}
 	network = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
 	if (!decode_memory(&headers, TCPIO_TRANSMIT, network))
+		return 0;
+	if (state == TCP_NEW_SYN_RECV && !answers_unseen(&context, skb, &headers))
 		return 0;
 	/* Older kernels show it at egress as well, and a stacked device queues it again. */
 	if (remembered(&context.scratch->reply, &headers))
@@ -692,6 +704,8 @@ int BPF_PROG(tcpio_queue, struct sk_buff *skb)
 	if (!record)
 		return 0;
 	record->state = state;
+	if (state == TCP_NEW_SYN_RECV)
+		record->packet.marks = TCPIO_MARK_LISTENER;
 	remember(&context.scratch->reply, &headers);
 	submit(&context, ring, record);
 	return 0;

@@ -117,6 +117,7 @@ class Outcome:
     name: str
     expected: list[Span] = field(default_factory=list)
     failure: str = ""
+    skipped: str = ""
     ours: Counter[Segment] = field(default_factory=Counter)
     theirs: Counter[Segment] = field(default_factory=Counter)
     spans: list[dict[str, Any]] = field(default_factory=list)
@@ -161,6 +162,8 @@ def _work(outcomes: list[Outcome]) -> None:
         port = outcome.lane.ports + names.index(outcome.name) * PORTS_EACH
         try:
             outcome.expected = SCENARIOS[outcome.name][0](outcome.lane, port)
+        except scenarios.NotHere as fact:
+            outcome.skipped = str(fact)
         except BaseException:
             outcome.failure = traceback.format_exc()
 

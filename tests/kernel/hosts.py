@@ -22,6 +22,9 @@ _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
+KERNEL = tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
+"""Major and minor version."""
+
 PATIENCE_S = 60.0
 """After this a socket that waits for something gives up: kernels under emulation are slow."""
 

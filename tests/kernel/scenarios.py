@@ -80,6 +80,10 @@ def relayed(place: Place) -> bool:
     return place.way == "relay"
 
 
+class NotHere(Exception):  # noqa: N818 - no fault, a fact
+    """This kernel cannot have the conversation, and why."""
+
+
 # Tools of the programs.
 
 
@@ -304,6 +308,10 @@ def fast_open(lane: Lane, port: int) -> list[Span]:
 @scenario()
 def multipath(lane: Lane, port: int) -> list[Span]:
     """Multipath TCP, whose subflows are TCP connections."""
+    try:
+        lane.client.socket(lane.domain, protocol=IPPROTO_MPTCP).close()
+    except OSError as error:
+        raise NotHere(f"this kernel makes no MPTCP sockets: {error.strerror}") from None
     with lane.listen(port, protocol=IPPROTO_MPTCP) as listener:
         one = lane.dialling(protocol=IPPROTO_MPTCP)
         one.connect((lane.server_address, port))

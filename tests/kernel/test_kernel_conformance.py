@@ -1,7 +1,9 @@
 """Every segment that tcpdump sees, in every situation that we know of; and the spans that come of it."""
 
 from collections import Counter
+from dataclasses import replace
 
+from tests.kernel import hosts
 from tests.kernel.conformance import Outcome, Run
 from tests.kernel.scenarios import Span
 
@@ -25,6 +27,10 @@ def test_spans_say_what_happened(outcome: Outcome) -> None:
     """Their number, kind, reason, initiator, and totals as the programs have counted them."""
     assert not outcome.failure, outcome.failure
     told = outcome.told
+    if hosts.KERNEL < (6, 10):
+        # A program that waits for its connection can take the error off the socket before the kernel closes that.
+        told = Counter(replace(span, reason="timeout", initiator=None) if span.reason == "aborted" and
+                       outcome.name != "abandoned_connect" else span for span in told.elements())  # fmt: skip
     expected = Counter(Span(*list(vars(span).values())[:5]) for span in outcome.expected)
     assert told == expected
     for span in outcome.expected:

@@ -19,15 +19,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tests.matrix.environment import MOUNTED, make, mounting
 from tests.matrix.images import RELEASES, Image, UnavailableError, image
 
-CHECKOUT = Path(__file__).parents[2]
 BOOT_LIMIT_S = 1800
 MODULES = "veth tun nf_tables nft_chain_nat nft_nat nft_masq nf_nat"
 GUEST = """
 exec >{out}/console 2>&1
+{mounting}
 for module in {modules}; do modprobe $module; done
-cd {checkout}
+cd {mounted}/checkout
 {python} -m pytest -p no:cacheprovider -q --tb=short --junitxml={out}/report.xml {tests}
 """
 
@@ -46,23 +47,25 @@ class Result:
     trouble: str = ""
 
 
-def run(kernel: Image, out: Path, tests: list[str]) -> Result:
+def run(kernel: Image, environment: Path, out: Path, tests: list[str]) -> Result:
     """Boot a kernel, run tests in it, and read their report."""
     guest = out / "guest.sh"
     guest.write_text(
-        GUEST.format(out=out, modules=MODULES, checkout=CHECKOUT, python=sys.executable, tests=" ".join(tests))
+        GUEST.format(
+            out=out, modules=MODULES, mounting=mounting(), mounted=MOUNTED, python=sys.executable, tests=" ".join(tests)
+        )
     )
     command = [
         Path(sys.executable).with_name("vng"), "--run", kernel.kernel,
-        f"--rwdir={out}={out}", "--exec", f"bash {guest}",
+        f"--rwdir={out}={out}", "--disk", environment, "--exec", f"bash {guest}",
         "--force-9p", "--disable-microvm", "--disable-kvm", "--cpus", "2", "--memory", "3G", "--verbose",
         "--append", "mitigations=off", "--append", "no_timer_check",
     ]  # fmt: skip
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with (out / "boot").open("w") as boot:
         try:
             subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=boot, stderr=boot, env=environment, check=False,
+                command, stdin=subprocess.DEVNULL, stdout=boot, stderr=boot, env=variables, check=False,
                 timeout=BOOT_LIMIT_S,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
@@ -105,6 +108,8 @@ def main() -> int:
     table = Table("kernel", "hooks", "scenarios passed", "segments compared", "differences", "minutes", box=box.SIMPLE)
     good = True
     with tempfile.TemporaryDirectory() as scratch:
+        environment = Path(scratch, "environment.img")
+        make(environment, Path(scratch))
         for version in given.versions or RELEASES:
             try:
                 kernel = image(version)
@@ -115,7 +120,7 @@ def main() -> int:
             out.mkdir(parents=True, exist_ok=True)
             started = time.monotonic()
             tests = ["tests/kernel/test_kernel_conformance.py", *(["-k", f"'{given.select}'"] if given.select else [])]
-            result = run(kernel, out, tests)
+            result = run(kernel, environment, out, tests)
             minutes = (time.monotonic() - started) / 60
             passed = f"{result.scenarios - len(result.failed)} of {result.scenarios}"
             if result.skipped:
