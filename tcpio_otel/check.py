@@ -11,7 +11,7 @@ from pathlib import Path
 from tcpio_otel import privileges
 from tcpio_otel.capture.control import Filters
 from tcpio_otel.capture.libbpf import Library, Types
-from tcpio_otel.capture.probe import OBJECT, TRACEPOINTS, Probe, cgroup_root, code_range
+from tcpio_otel.capture.probe import OBJECT, TRACEPOINTS, Probe, cgroup_root, code_range, left_out
 from tcpio_otel.errors import EnvironmentFault
 
 HOST_CGROUP_INODE = 1
@@ -53,12 +53,8 @@ def _libbpf() -> str:
 
 def _kernel_types() -> str:
     with Types(Library()) as kernel:
-        missing = [
-            tracepoint
-            for tracepoint, arguments in TRACEPOINTS.values()
-            if (kernel.tracepoint_arguments(tracepoint) or 0) < arguments
-        ]
-    return f"present; tracepoints it lacks: {', '.join(missing) or 'none'}"
+        missing = [TRACEPOINTS[program][0] for program in left_out(kernel)]
+    return f"present; tracepoints it lacks, or shows too little of: {', '.join(missing) or 'none'}"
 
 
 def _cgroup() -> str:

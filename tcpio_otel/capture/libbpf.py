@@ -236,6 +236,10 @@ class Object:
         for name, program in self._programs.items():
             yield name, self._library.bpf_program__section_name(program).decode()
 
+    def handles(self) -> Iterator[tuple[str, int]]:
+        """Names of the programs, and libbpf's own pointers to them."""
+        yield from self._programs.items()
+
     def leave_out(self, program: str) -> None:
         """Do not load a program: one that the kernel does not take fails the whole object."""
         self._library.bpf_program__set_autoload(self._programs[program], False)

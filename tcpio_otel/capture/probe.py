@@ -64,6 +64,17 @@ def cgroup_root(mounts: Path = Path("/proc/self/mountinfo")) -> Path:
     raise EnvironmentFault("no cgroup v2 is mounted: mount -t cgroup2 none /sys/fs/cgroup, or boot with cgroup v2")
 
 
+def left_out(kernel: Types) -> list[str]:
+    """The programs that a kernel does not take, by its types."""
+    helpers = kernel.enumerators("bpf_func_id")
+    return [
+        program
+        for program, (tracepoint, arguments) in TRACEPOINTS.items()
+        if (kernel.tracepoint_arguments(tracepoint) or 0) < arguments
+        or (program in NEED_STORAGE and SOCKET_STORAGE not in helpers)
+    ]
+
+
 def code_range(function: str, symbols: bytes) -> tuple[int, int]:
     """Where a kernel function lies, from /proc/kallsyms: first address, one past the last; (0, 0) when hidden."""
     found = re.search(rb"^([0-9a-f]+) [tT] " + function.encode() + rb"$", symbols, re.MULTILINE)
@@ -135,14 +146,10 @@ class Probe:
         cgroup = self._cgroup or cgroup_root()
         with Types(library) as kernel:
             drops, resets = kernel.enumerators("skb_drop_reason"), kernel.enumerators("sk_rst_reason")
-            helpers = kernel.enumerators("bpf_func_id")
             self._object = stack.enter_context(Object(library, self._object_file))
-            for program, (tracepoint, arguments) in TRACEPOINTS.items():
-                if (kernel.tracepoint_arguments(tracepoint) or 0) < arguments or (
-                    program in NEED_STORAGE and SOCKET_STORAGE not in helpers
-                ):
-                    self._object.leave_out(program)
-                    self.missing[program] = WITHOUT[program]
+            for program in left_out(kernel):
+                self._object.leave_out(program)
+                self.missing[program] = WITHOUT[program]
         self.vocabulary = Vocabulary(_stripped(drops, "SKB_DROP_REASON_"), _stripped(resets, "SK_RST_REASON_"))
         self._object.load()
         self._map_counters(stack)

@@ -23,6 +23,7 @@ from tests.matrix.environment import MOUNTED, make, mounting
 from tests.matrix.images import RELEASES, Image, UnavailableError, image
 
 BOOT_LIMIT_S = 1800
+TESTS = ("tests/kernel/test_kernel_conformance.py", "tests/kernel/test_kernel_verifier.py")
 MODULES = "veth tun nf_tables nft_chain_nat nft_nat nft_masq nf_nat"
 GUEST = """
 exec >{out}/console 2>&1
@@ -86,7 +87,8 @@ def read(release: str, report: Path) -> Result:
     good: dict[str, bool] = defaultdict(lambda: True)
     skipped = set()
     for case in suite.iter("testcase"):
-        name = (case.get("name") or "").partition("[")[2].rstrip("]") or case.get("name") or ""
+        test, _, scenario = (case.get("name") or "").rstrip("]").partition("[")
+        name = scenario or test
         if case.find("skipped") is not None:
             skipped.add(name)
         else:
@@ -119,7 +121,7 @@ def main() -> int:
             out = (given.keep or Path(scratch)).resolve() / version
             out.mkdir(parents=True, exist_ok=True)
             started = time.monotonic()
-            tests = ["tests/kernel/test_kernel_conformance.py", *(["-k", f"'{given.select}'"] if given.select else [])]
+            tests = [*TESTS, *(["-k", f"'{given.select}'"] if given.select else [])]
             result = run(kernel, environment, out, tests)
             minutes = (time.monotonic() - started) / 60
             passed = f"{result.scenarios - len(result.failed)} of {result.scenarios}"

@@ -1,0 +1,53 @@
+"""What the kernel's verifier makes of each program: how many instructions it walks, and that it stays so."""
+
+import ctypes
+import re
+from collections.abc import Callable
+
+from tcpio_otel.capture.libbpf import Library, Object, Types
+from tcpio_otel.capture.probe import OBJECT, left_out
+
+STATISTICS = 4
+CEILING = {
+    "tcpio_ingress": 20_000,
+    "tcpio_egress": 60_000,
+    "tcpio_drop": 4_000,
+    "tcpio_queue": 6_000,
+    "tcpio_state": 6_000,
+    "tcpio_reset": 2_000,
+    "tcpio_create": 200,
+    "tcpio_read": 200,
+    "tcpio_snapshot": 6_000,
+}
+"""Instructions that the verifier may process; a million is the kernel's own limit, and time goes with them."""
+
+
+def processed() -> dict[str, int]:
+    """Load every program that this kernel takes, and read from each one's log what it cost."""
+    library = Library()
+    for function, value in (("log_level", ctypes.c_uint32), ("log_buf", ctypes.c_char_p)):
+        getattr(library, f"bpf_program__set_{function}").argtypes = [ctypes.c_void_p, value] + [ctypes.c_size_t] * (
+            function == "log_buf"
+        )
+    with Types(library) as kernel:
+        without = left_out(kernel)
+    logs = {}
+    with Object(library, OBJECT) as probe:
+        for name, handle in probe.handles():
+            if name in without:
+                probe.leave_out(name)
+                continue
+            logs[name] = ctypes.create_string_buffer(1 << 20)
+            library.bpf_program__set_log_level(handle, STATISTICS)
+            library.bpf_program__set_log_buf(handle, logs[name], len(logs[name]))
+        probe.load()
+        return {name: int(re.findall(rb"processed (\d+) insns", log.value)[0]) for name, log in logs.items()}
+
+
+def test_no_program_is_dear_to_verify(record_testsuite_property: Callable[[str, object], None]) -> None:
+    """Each stays under its ceiling, here and on every kernel of the matrix."""
+    found = processed()
+    record_testsuite_property("instructions", " ".join(f"{name}={count}" for name, count in found.items()))
+    assert found
+    for name, count in found.items():
+        assert 0 < count < CEILING[name], (name, count)
