@@ -51,8 +51,11 @@ const struct tcpio_record *const tcpio_record_layout = NULL;
 #define SOCKFS_MAGIC 0x534F434B
 
 #define MAX_CPUS 1024
-/* How long one softirq pass over one segment can take: what comes later is another segment. */
+/* How long one pass over one segment can take: what comes later is another segment. The short time is for those that
+ * may be alike and come close together, the long one, still below any retransmission timer, allows for a virtual CPU
+ * that was made to wait. */
 #define PASS_NS 1000000
+#define LONG_PASS_NS 50000000
 
 /* Known when the probe is loaded; what is behind one that is false is not verified. */
 #define HAS_DROP_REASONS bpf_core_type_exists(enum skb_drop_reason) /* from 5.17 on */
@@ -390,11 +393,12 @@ static __always_inline void remember(struct segment *segment, const struct tcpio
 }
 
 /* Has this very segment been remembered in this pass? */
-static __always_inline bool remembered(const struct segment *segment, const struct tcpio_headers *headers)
+static __always_inline bool remembered(const struct segment *segment, const struct tcpio_headers *headers,
+				       __u64 pass_ns)
 {
 	return segment->seq == headers->seq && segment->ack == headers->ack &&
 	       segment->local_port == headers->tuple.local_port && segment->peer_port == headers->tuple.peer_port &&
-	       bpf_ktime_get_boot_ns() - segment->time_ns < PASS_NS;
+	       bpf_ktime_get_boot_ns() - segment->time_ns < pass_ns;
 }
 
 static __always_inline void forget(struct segment *segment)
@@ -610,7 +614,7 @@ static __always_inline bool seen_at_ingress(const struct context *context, const
 	if (HAS_DROP_REASONS && (reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_SOCKET_FILTER) ||
 				 reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_SOCKET_BACKLOG)))
 		return true;
-	if (!remembered(&context->scratch->received, headers))
+	if (!remembered(&context->scratch->received, headers, LONG_PASS_NS))
 		return false;
 	forget(&context->scratch->received);
 	return true;
@@ -667,9 +671,11 @@ static __always_inline bool replies_for(const struct context *context, struct sk
 static __always_inline bool answers_unseen(const struct context *context, struct sk_buff *skb,
 					   const struct tcpio_headers *headers)
 {
-	if (remembered(&context->scratch->reply, headers))
+	if (BPF_CORE_READ(skb, protocol) != __builtin_bswap16(ETH_P_IPV6))
+		return false;
+	if (remembered(&context->scratch->reply, headers, LONG_PASS_NS))
 		context->control->sees_syn_acks = 1;
-	return !context->control->sees_syn_acks && BPF_CORE_READ(skb, protocol) == __builtin_bswap16(ETH_P_IPV6);
+	return !context->control->sees_syn_acks;
 }
 
 SEC("tp_btf/net_dev_queue")
@@ -698,7 +704,7 @@ int BPF_PROG(tcpio_queue, struct sk_buff *skb)
 	if (state == TCP_NEW_SYN_RECV && !answers_unseen(&context, skb, &headers))
 		return 0;
 	/* Older kernels show it at egress as well, and a stacked device queues it again. */
-	if (remembered(&context.scratch->reply, &headers))
+	if (remembered(&context.scratch->reply, &headers, PASS_NS))
 		return 0;
 	record = reserve_without_socket(&context, &ring, skb, &headers, network, TCPIO_TRANSMIT);
 	if (!record)

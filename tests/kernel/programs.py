@@ -1,6 +1,8 @@
 """Small programs that make TCP traffic and print, as JSON, what they themselves counted."""
 
 import json
+import os
+import resource
 import socket
 import struct
 import sys
@@ -107,6 +109,56 @@ def hold() -> dict[str, int]:
     return {"received": received}
 
 
+def hold_many(count: str) -> dict[str, int]:
+    """So many connections between two processes, each with other amounts; half are closed on a line of input.
+
+    The connection with number n carries 100 + n bytes up and 5000 + n down. Prints a line when all have.
+    """
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 14, 1 << 14))
+    server = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    parent, child = socket.socketpair()
+    if not (server_pid := os.fork()):
+        parent.close()
+        accepted = []
+        for number in range(int(count)):
+            end, _ = server.accept()
+            _read(end, 100 + number)
+            end.sendall(b"d" * (5000 + number))
+            accepted.append(end)
+        child.sendall(b"1")
+        child.recv(1)
+        for end in accepted[::2]:
+            _read(end, 1)
+            end.close()
+        child.sendall(b"2")
+        child.recv(1)
+        os._exit(0)
+    child.close()
+    ends = []
+    for number in range(int(count)):
+        end = socket.create_connection(server.getsockname())
+        end.sendall(b"u" * (100 + number))
+        _read(end, 5000 + number)
+        ends.append(end)
+    parent.recv(1)
+    ports = {end.getsockname()[1]: number for number, end in enumerate(ends)}
+    print(json.dumps({"server": server_pid, "port": server.getsockname()[1], "ports": ports}), flush=True)
+    sys.stdin.readline()
+    for end in ends[::2]:
+        end.close()
+    parent.sendall(b"1")
+    parent.recv(1)
+    print("closed", flush=True)
+    sys.stdin.read()
+    return {}
+
+
+def _read(end: socket.socket, count: int) -> None:
+    """Read so many bytes, or to the end."""
+    while count and (part := end.recv(count)):
+        count -= len(part)
+
+
 def chat(seconds: str) -> dict[str, int]:
     """One connection over which a hundred bytes go back and forth, ten times a second."""
     server = socket.create_server(("127.0.0.1", 0))
@@ -126,7 +178,7 @@ def chat(seconds: str) -> dict[str, int]:
 
 
 PROGRAMS: dict[str, Callable[..., dict[str, int]]] = {
-    program.__name__: program for program in (exchange, refused, reset, half_close, mapped, hold, chat)
+    program.__name__: program for program in (exchange, refused, reset, half_close, mapped, hold, hold_many, chat)
 }
 
 if __name__ == "__main__":

@@ -361,6 +361,36 @@ def experienced(packet: Packet) -> Packet:
     return bytes(changed)
 
 
+@scenario(lambda place: place.way == "wire")
+def twins(lane: Lane, port: int) -> list[Span]:
+    """Two hosts with a connection each on their own loopback, alike in all four numbers."""
+    address, pairs = "127.0.0.1" if lane.family == 4 else "::1", []
+    for where in (lane.client, lane.server):
+        listener, one = where.socket(lane.domain), where.socket(lane.domain)
+        listener.bind((address, port))
+        listener.listen()
+        one.bind((address, port + 1))
+        one.connect((address, port))
+        pairs.append((one, listener.accept()[0]))
+        listener.close()
+    for number, pair in enumerate(pairs):
+        talk(*pair, 100 + number, 2000 + number)
+    for pair in pairs:
+        close(*pair)
+    return [*both("client", 100, 2000), *both("client", 101, 2001)]
+
+
+@scenario(lambda place: place.way == "loopback")
+def self_connect(lane: Lane, port: int) -> list[Span]:
+    """A socket that dials its own address and so answers itself."""
+    one = lane.dialling(port)
+    one.connect((lane.client_address, port))
+    one.sendall(b"me" * 50)
+    assert read(one, 100) == 100
+    one.close()
+    return [Span("internal", "fin", "local", 100, 100)]
+
+
 @scenario()
 def keep_alive(lane: Lane, port: int) -> list[Span]:
     """An idle connection whose client asks twice whether it is still there."""

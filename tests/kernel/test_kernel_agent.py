@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,64 @@ def test_connections_older_than_the_agent_and_younger_than_its_end(tmp_path: Pat
         assert (attributes["tcp.connection.start"], attributes["tcp.connection.end"]) == ("inherited", "agent_shutdown")
         totals = (attributes["tcp.bytes.sent"], attributes["tcp.bytes.received"])
         assert totals == ((1234, 0) if span["kind"] == 3 else (0, 1234))
+
+
+def test_a_start_amid_a_thousand_connections(tmp_path: Path, namespace: Namespace) -> None:
+    """Each has two spans, inherited, with the right process and totals, in one trace; half of them end meanwhile."""
+    data, count = tmp_path / "data", 1000
+    command = ["ip", "netns", "exec", namespace.name, sys.executable, str(TRAFFIC), "hold_many", str(count)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        held = json.loads(holder.stdout.readline())
+        with agent(tmp_path, "run", "--otlp-file", str(data), TCPIO_FILE_ROTATE="1GiB") as running:
+            holder.stdin.write("close\n")
+            holder.stdin.flush()
+            assert holder.stdout.readline() == "closed\n"
+            assert running.stop() == 0
+        holder.communicate("")
+    traces: dict[int, set[str]] = {}
+    for span in spans(data):
+        attributes = span["attributes"]
+        if held["port"] not in (attributes["network.local.port"], attributes["network.peer.port"]):
+            continue
+        client = attributes["network.peer.port"] == held["port"]
+        port = attributes["network.local.port" if client else "network.peer.port"]
+        number = held["ports"][str(port)]
+        totals = (100 + number, 5000 + number)
+        assert (attributes["tcp.bytes.sent"], attributes["tcp.bytes.received"]) == (totals if client else totals[::-1])
+        assert attributes["process.pid"] == (holder.pid if client else held["server"])
+        assert attributes["tcp.connection.start"] == "inherited"
+        assert attributes["tcp.connection.end"] == ("agent_shutdown" if number % 2 else "observed")
+        assert attributes.get("tcp.close.reason") == (None if number % 2 else "fin")
+        assert span["kind"] == (3 if client else 2)
+        traces.setdefault(number, set()).add(span["traceId"])
+    assert len(traces) == count
+    assert all(len(both) == 1 for both in traces.values())
+    assert len(set.union(*traces.values())) == count
+
+
+def test_ten_agents_at_once_are_each_complete(tmp_path: Path, namespace: Namespace) -> None:
+    """Every one of them tells what tcpdump tells, and finds room to start beside the others."""
+    capture, before = tmp_path / "lo.pcap", attached()
+    with ExitStack() as stack:
+        agents = []
+        for number in range(10):
+            (directory := tmp_path / str(number)).mkdir()
+            agents.append(stack.enter_context(agent(directory, "run", "--otlp-file", str(directory / "data"))))
+        with namespace.tcpdump(capture):
+            port = namespace.traffic("exchange", "4", "50", "100", "50000")["port"]
+        assert all(running.stop() == 0 for running in agents)
+    wait_for(lambda: attached() == before, "the kernel to let go")
+    subprocess.run([*AGENT, "run", "--source", f"pcap:{capture}", "--otlp-file", str(tmp_path / "theirs")], check=True)
+    theirs = segments(logs(tmp_path / "theirs"))
+    assert theirs.total() > 1000
+    for number in range(10):
+        ours = segments(
+            [log for log in logs(tmp_path / str(number) / "data")
+             if port in (log["network.local.port"], log["network.peer.port"])]
+        )  # fmt: skip
+        assert ours == theirs
 
 
 def test_long_lived_connections_tell_of_themselves_meanwhile(tmp_path: Path, namespace: Namespace) -> None:
