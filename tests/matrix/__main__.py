@@ -6,12 +6,15 @@ this machine's files, read-only, and write to a directory of their own.
 
 import argparse
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from tests.matrix.environment import MOUNTED, make, mounting
 from tests.matrix.images import RELEASES, Image, UnavailableError, image
 
 BOOT_LIMIT_S = 1800
+AT_ONCE = 2
 TESTS = ("tests/kernel/test_kernel_conformance.py", "tests/kernel/test_kernel_verifier.py")
 MODULES = "veth tun nf_tables nft_chain_nat nft_nat nft_masq nf_nat"
 GUEST = """
@@ -45,34 +49,61 @@ class Result:
     skipped: int = 0
     segments: str = "-"
     differences: str = "-"
-    trouble: str = ""
+    minutes: float = 0
+    console: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether it ran scenarios, and all passed."""
+        return bool(self.scenarios) and not self.failed
+
+    def row(self) -> tuple[str, ...]:
+        """Its line of the table."""
+        passed = f"{self.scenarios - len(self.failed)} of {self.scenarios}"
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        return self.release, self.hooks, passed + skipped, self.segments, self.differences, f"{self.minutes:.1f}"
 
 
 def run(kernel: Image, environment: Path, out: Path, tests: list[str]) -> Result:
     """Boot a kernel, run tests in it, and read their report."""
-    guest = out / "guest.sh"
+    out.mkdir(parents=True, exist_ok=True)
+    guest, disk, report = out / "guest.sh", out / "disk", out / "report.xml"
+    report.unlink(missing_ok=True)
+    shutil.copyfile(environment, disk)  # a disk belongs to one machine
     guest.write_text(
         GUEST.format(
             out=out, modules=MODULES, mounting=mounting(), mounted=MOUNTED, python=sys.executable, tests=" ".join(tests)
         )
     )
+    started = time.monotonic()
+    _boot(kernel, disk, out, guest)
+    disk.unlink()
+    result = read(kernel.release, report) if report.exists() else Result(kernel.release)
+    result.minutes = (time.monotonic() - started) / 60
+    result.console = _last_words(out)
+    return result
+
+
+def _boot(kernel: Image, disk: Path, out: Path, guest: Path) -> None:
     command = [
         Path(sys.executable).with_name("vng"), "--run", kernel.kernel,
-        f"--rwdir={out}={out}", "--disk", environment, "--exec", f"bash {guest}",
+        f"--rwdir={out}={out}", "--disk", disk, "--exec", f"bash {guest}",
         "--force-9p", "--disable-microvm", "--disable-kvm", "--cpus", "2", "--memory", "3G", "--verbose",
         "--append", "mitigations=off", "--append", "no_timer_check",
     ]  # fmt: skip
     variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with (out / "boot").open("w") as boot:
+        machine = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=boot, stderr=boot, env=variables, start_new_session=True
+        )
         try:
-            subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=boot, stderr=boot, env=variables, check=False,
-                timeout=BOOT_LIMIT_S,
-            )  # fmt: skip
+            machine.wait(BOOT_LIMIT_S)
         except subprocess.TimeoutExpired:
-            return Result(kernel.release, trouble=f"did not end within {BOOT_LIMIT_S} s")
-    report = out / "report.xml"
-    return read(kernel.release, report) if report.exists() else Result(kernel.release, trouble=_last_words(out))
+            boot.write(f"did not end within {BOOT_LIMIT_S} s\n")
+        finally:
+            if machine.poll() is None:
+                os.killpg(machine.pid, signal.SIGKILL)
+                machine.wait()
 
 
 def _last_words(out: Path) -> str:
@@ -106,33 +137,26 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave consoles and reports there")
     parser.add_argument("-k", dest="select", metavar="EXPRESSION", help="only these tests, as pytest has it")
     given = parser.parse_args()
-    console = Console()
+    console, good = Console(), True
     table = Table("kernel", "hooks", "scenarios passed", "segments compared", "differences", "minutes", box=box.SIMPLE)
-    good = True
-    with tempfile.TemporaryDirectory() as scratch:
-        environment = Path(scratch, "environment.img")
-        make(environment, Path(scratch))
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(AT_ONCE) as pool:
+        scratch = Path(directory)
+        kernels = []
         for version in given.versions or RELEASES:
             try:
-                kernel = image(version)
+                kernels.append(image(version))
             except UnavailableError as reason:
-                console.print(f"{version}: skipped: {reason}")
-                continue
-            out = (given.keep or Path(scratch)).resolve() / version
-            out.mkdir(parents=True, exist_ok=True)
-            started = time.monotonic()
-            tests = [*TESTS, *(["-k", f"'{given.select}'"] if given.select else [])]
-            result = run(kernel, environment, out, tests)
-            minutes = (time.monotonic() - started) / 60
-            passed = f"{result.scenarios - len(result.failed)} of {result.scenarios}"
-            if result.skipped:
-                passed += f", {result.skipped} skipped"
-            table.add_row(result.release, result.hooks, passed, result.segments, result.differences, f"{minutes:.1f}")
-            if result.failed or result.trouble or not result.scenarios:
+                console.print(f"{version}: skipped: {reason}", markup=False)
+        make(scratch / "environment", scratch)
+        tests = [*TESTS, *(["-k", f"'{given.select}'"] if given.select else [])]
+        keep = (given.keep or scratch).resolve()
+        for result in pool.map(
+            lambda kernel: run(kernel, scratch / "environment", keep / kernel.version, tests), kernels
+        ):
+            table.add_row(*result.row())
+            if not result.good:
                 good = False
-                console.print(f"{result.release}: {result.trouble or ', '.join(result.failed)}", markup=False)
-                if not result.trouble:
-                    console.print(_last_words(out), markup=False)
+                console.print(f"{result.release}: {', '.join(result.failed)}\n{result.console}", markup=False)
     console.print(table)
     return 0 if good else 1
 
