@@ -77,7 +77,7 @@ struct scratch {
 		__u32 ack;
 		__u16 local_port;
 		__u16 peer_port;
-		__u32 reserved;
+		__u32 bytes; /* from the IP header on: data can follow an ACK of the same numbers */
 	} reply, received;
 };
 
@@ -383,9 +383,10 @@ static __always_inline struct tcpio_record *reserve_fact(const struct context *c
 	return record;
 }
 
-static __always_inline void remember(struct segment *segment, const struct tcpio_headers *headers)
+static __always_inline void remember(struct segment *segment, const struct tcpio_headers *headers, __u32 bytes)
 {
 	segment->time_ns = bpf_ktime_get_boot_ns();
+	segment->bytes = bytes;
 	segment->seq = headers->seq;
 	segment->ack = headers->ack;
 	segment->local_port = headers->tuple.local_port;
@@ -394,9 +395,9 @@ static __always_inline void remember(struct segment *segment, const struct tcpio
 
 /* Has this very segment been remembered in this pass? */
 static __always_inline bool remembered(const struct segment *segment, const struct tcpio_headers *headers,
-				       __u64 pass_ns)
+				       __u32 bytes, __u64 pass_ns)
 {
-	return segment->seq == headers->seq && segment->ack == headers->ack &&
+	return segment->seq == headers->seq && segment->ack == headers->ack && segment->bytes == bytes &&
 	       segment->local_port == headers->tuple.local_port && segment->peer_port == headers->tuple.peer_port &&
 	       bpf_ktime_get_boot_ns() - segment->time_ns < pass_ns;
 }
@@ -522,11 +523,11 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 		tuple = headers.tuple;
 		tuple.netns = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net, ns.inum);
 		marks = TCPIO_MARK_LISTENER;
-		remember(sent ? &context.scratch->reply : &context.scratch->received, &headers);
+		remember(sent ? &context.scratch->reply : &context.scratch->received, &headers, skb->len);
 	} else {
 		fill_tuple(&tuple, (struct sock *)tp);
 		if (!sent && !HAS_DROP_REASONS)
-			remember(&context.scratch->received, &headers);
+			remember(&context.scratch->received, &headers, skb->len);
 		if (!same_ends(&tuple, &headers.tuple))
 			marks = TCPIO_MARK_TRANSLATED;
 		if (sent && is_retransmit(tp, &headers, skb->len))
@@ -548,7 +549,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 	if (owner)
 		fill_owner(record, owner);
 	if (!tp)
-		remember(&context.scratch->reply, &headers);
+		remember(&context.scratch->reply, &headers, skb->len);
 	submit(&context, ring, record);
 
 	if (tp && !(marks & TCPIO_MARK_LISTENER) && (!owner || !owner->observed)) {
@@ -582,8 +583,8 @@ static __always_inline __u32 packet_bytes(struct sk_buff *skb, const unsigned ch
 /* Counts, filters and fills in a segment for which there is only the packet itself to go by. */
 static __always_inline struct tcpio_record *reserve_without_socket(const struct context *context, void **ring,
 								   struct sk_buff *skb,
-								   const struct tcpio_headers *headers,
-								   const unsigned char *network, __u8 direction)
+								   const struct tcpio_headers *headers, __u32 bytes,
+								   __u8 direction)
 {
 	struct skb_shared_info *shared = (void *)(BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, end));
 	struct tcpio_tuple tuple = headers->tuple;
@@ -592,7 +593,7 @@ static __always_inline struct tcpio_record *reserve_without_socket(const struct 
 	tuple.netns = BPF_CORE_READ(skb, dev, nd_net.net, ns.inum);
 	if (!wanted(context, &tuple, NULL))
 		return NULL;
-	record = reserve_packet(context, ring, &tuple, headers, direction, packet_bytes(skb, network));
+	record = reserve_packet(context, ring, &tuple, headers, direction, bytes);
 	if (!record)
 		return NULL;
 	record->packet.gso_segments = BPF_CORE_READ(shared, gso_segs);
@@ -609,12 +610,12 @@ static __always_inline bool within(__u64 address, const __u64 range[2])
 /* Was a segment that TCP freed seen at ingress already? A listener's was, and one that went on to a full socket's
  * filter or backlog. Where the kernel gives no reasons, only memory tells. */
 static __always_inline bool seen_at_ingress(const struct context *context, const struct tcpio_headers *headers,
-					    __u32 reason)
+					    __u32 bytes, __u32 reason)
 {
 	if (HAS_DROP_REASONS && (reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_SOCKET_FILTER) ||
 				 reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_SOCKET_BACKLOG)))
 		return true;
-	if (!remembered(&context->scratch->received, headers, LONG_PASS_NS))
+	if (!remembered(&context->scratch->received, headers, bytes, LONG_PASS_NS))
 		return false;
 	forget(&context->scratch->received);
 	return true;
@@ -630,6 +631,7 @@ int BPF_PROG(tcpio_drop, struct sk_buff *skb, void *location)
 	struct tcpio_record *record;
 	struct context context;
 	unsigned char *network;
+	__u32 bytes;
 	void *ring;
 
 	if (!enter(&context))
@@ -640,9 +642,10 @@ int BPF_PROG(tcpio_drop, struct sk_buff *skb, void *location)
 	network = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
 	if (!decode_memory(&headers, TCPIO_RECEIVE, network))
 		return 0;
-	if (seen_at_ingress(&context, &headers, reason))
+	bytes = packet_bytes(skb, network);
+	if (seen_at_ingress(&context, &headers, bytes, reason))
 		return 0;
-	record = reserve_without_socket(&context, &ring, skb, &headers, network, TCPIO_RECEIVE);
+	record = reserve_without_socket(&context, &ring, skb, &headers, bytes, TCPIO_RECEIVE);
 	if (!record)
 		return 0;
 	record->packet.marks |= TCPIO_MARK_DROPPED;
@@ -669,11 +672,11 @@ static __always_inline bool replies_for(const struct context *context, struct sk
 /* Before 6.11 cgroup_skb is not run on an IPv6 SYN-ACK that answers for a request socket. Whether it is here shows with
  * the first of them that comes by. */
 static __always_inline bool answers_unseen(const struct context *context, struct sk_buff *skb,
-					   const struct tcpio_headers *headers)
+					   const struct tcpio_headers *headers, __u32 bytes)
 {
 	if (BPF_CORE_READ(skb, protocol) != __builtin_bswap16(ETH_P_IPV6))
 		return false;
-	if (remembered(&context->scratch->reply, headers, LONG_PASS_NS))
+	if (remembered(&context->scratch->reply, headers, bytes, LONG_PASS_NS))
 		context->control->sees_syn_acks = 1;
 	return !context->control->sees_syn_acks;
 }
@@ -686,8 +689,9 @@ int BPF_PROG(tcpio_queue, struct sk_buff *skb)
 	struct tcpio_record *record;
 	struct context context;
 	unsigned char *network;
-	void *ring;
 	__u8 state = 0;
+	__u32 bytes;
+	void *ring;
 
 	if (!enter(&context))
 		return 0;
@@ -701,18 +705,19 @@ int BPF_PROG(tcpio_queue, struct sk_buff *skb)
 	network = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
 	if (!decode_memory(&headers, TCPIO_TRANSMIT, network))
 		return 0;
-	if (state == TCP_NEW_SYN_RECV && !answers_unseen(&context, skb, &headers))
+	bytes = packet_bytes(skb, network);
+	if (state == TCP_NEW_SYN_RECV && !answers_unseen(&context, skb, &headers, bytes))
 		return 0;
 	/* Older kernels show it at egress as well, and a stacked device queues it again. */
-	if (remembered(&context.scratch->reply, &headers, PASS_NS))
+	if (remembered(&context.scratch->reply, &headers, bytes, PASS_NS))
 		return 0;
-	record = reserve_without_socket(&context, &ring, skb, &headers, network, TCPIO_TRANSMIT);
+	record = reserve_without_socket(&context, &ring, skb, &headers, bytes, TCPIO_TRANSMIT);
 	if (!record)
 		return 0;
 	record->state = state;
 	if (state == TCP_NEW_SYN_RECV)
 		record->packet.marks = TCPIO_MARK_LISTENER;
-	remember(&context.scratch->reply, &headers);
+	remember(&context.scratch->reply, &headers, bytes);
 	submit(&context, ring, record);
 	return 0;
 }
