@@ -97,4 +97,4 @@ bench: setup ## Measure the stages, in one run, against the OpenTelemetry SDK's 
 
 .PHONY: clean
 clean: ## Remove what setup made
-	rm -rf $(VENV) tcpio_otel/capture/tcpio.bpf.o tcpio_otel/libtcpio*.so build dist
+	rm -rf $(VENV) tcpio_otel/capture/tcpio.bpf.o tcpio_otel/capture/tcpio.bcc tcpio_otel/libtcpio*.so build dist

@@ -10,10 +10,20 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PROBE = Path("tcpio_otel/capture/tcpio.bpf.o")
+BCC_SOURCE = Path("tcpio_otel/capture/tcpio.bcc")  # compiled on the host that needs it
 NATIVE = Path("tcpio_otel/libtcpio.so")
 NATIVE_V3 = Path("tcpio_otel/libtcpio-v3.so")  # for processors of the last ten years; tcpio_otel/native.py chooses
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror")
+
+
+def inlined(source: Path) -> str:
+    """A C file with the headers beside it in their places, so that it compiles wherever it is put."""
+    lines: list[str] = []
+    for line in source.read_text().splitlines():
+        name = line.removeprefix('#include "').removesuffix('"')
+        lines.append(line if name == line else inlined(source.with_name(name)))
+    return "\n".join(lines)
 
 
 class CompileHook(BuildHookInterface[Any]):
@@ -57,6 +67,7 @@ class CompileHook(BuildHookInterface[Any]):
                 # DWARF goes, BTF stays: a fifth of the size.
                 subprocess.run([strip, "-g", str(fresh)], check=True)
             fresh.replace(root / target)
+        (root / BCC_SOURCE).write_text(inlined(root / "bpf/tcpio.bcc.c") + "\n")
         build_data["pure_python"] = False
         build_data["infer_tag"] = False
         build_data["tag"] = f"py3-none-linux_{machine}"

@@ -26,6 +26,30 @@ struct tcpio_control {
 	__u8 own_ports[65536]; /* 1: a server port of the agent's own connections; kept by the probe */
 };
 
+/* Whose a socket is: kept with it, and inherited by the sockets that it accepts. What stands behind the name serves
+ * hooks that can read no kernel structure, and is 0 elsewhere. */
+struct tcpio_owner {
+	__u32 pid;
+	__u32 observed; /* the probe has reported this socket, or saw it being made */
+	__u8 name[16];
+	__u32 netns; /* the low half of the namespace's cookie; 0: unknown */
+	__u32 role;  /* enum tcpio_role */
+};
+
+enum tcpio_role {
+	TCPIO_ROLE_UNKNOWN = 0,
+	TCPIO_ROLE_CLIENT = 1,
+	TCPIO_ROLE_SERVER = 2,
+};
+
+/* The agent's own connections, by the tuple on the wire. */
+struct tcpio_own_key {
+	__u8 client_address[16];
+	__u8 server_address[16];
+	__u16 client_port;
+	__u16 server_port;
+};
+
 /* A port as an index whose bound older verifiers see too: they lose it where a compiler keeps it in a wide register. */
 static __always_inline __u32 tcpio_index(__u16 port)
 {

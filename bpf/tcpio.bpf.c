@@ -33,20 +33,7 @@ char LICENSE[] SEC("license") = "GPL";
 /* Points nowhere: it keeps the record's layout in the object's BTF, where a test compares it with Python's. */
 const struct tcpio_record *const tcpio_record_layout = NULL;
 
-#define AF_INET6 10
 #define ETH_P_IPV6 0x86DD
-#define SOCK_STREAM 1
-
-#define TCP_SYN_SENT 2
-#define TCP_SYN_RECV 3
-#define TCP_TIME_WAIT 6
-#define TCP_CLOSE 7
-#define TCP_LISTEN 10
-#define TCP_NEW_SYN_RECV 12
-
-#define FLAG_FIN 0x01
-#define FLAG_SYN 0x02
-#define FLAG_ACK 0x10
 
 #define SOCKFS_MAGIC 0x534F434B
 
@@ -62,12 +49,6 @@ const struct tcpio_record *const tcpio_record_layout = NULL;
 /* From 5.11 on, and with it socket storage in tracing programs. */
 #define HAS_SOCK_FROM_FILE bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_sock_from_file)
 
-struct owner {
-	__u32 pid;
-	__u32 observed; /* the probe has reported this socket, or saw it being made */
-	__u8 name[16];
-};
-
 /* Scratch of one CPU, for what one softirq pass over one segment must remember between hooks. */
 struct scratch {
 	__u64 socket; /* the address of a control socket, on its way to a plain read */
@@ -79,13 +60,6 @@ struct scratch {
 		__u16 peer_port;
 		__u32 bytes; /* from the IP header on: data can follow an ACK of the same numbers */
 	} reply, received;
-};
-
-struct own_key {
-	__u8 client_address[16];
-	__u8 server_address[16];
-	__u16 client_port;
-	__u16 server_port;
 };
 
 struct ring {
@@ -127,7 +101,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
 	__type(key, int);
-	__type(value, struct owner);
+	__type(value, struct tcpio_owner);
 } owners SEC(".maps");
 
 struct {
@@ -141,65 +115,19 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
-	__type(key, struct own_key);
+	__type(key, struct tcpio_own_key);
 	__type(value, __u8);
 } own_connections SEC(".maps");
 
-/* Where one hook stands: its CPU, the counters of that CPU, and the agent's wishes. */
-struct context {
-	__u32 cpu;
-	struct tcpio_counters *counters;
-	struct tcpio_control *control;
-	struct scratch *scratch;
-};
+#define MAP(name) (&(name))
+#include "hook.h"
 
-static __always_inline bool enter(struct context *context)
+static __always_inline bool enter_with_scratch(struct context *context, struct scratch **scratch)
 {
 	__u32 zero = 0;
 
-	context->cpu = bpf_get_smp_processor_id();
-	context->counters = bpf_map_lookup_elem(&counters, &context->cpu);
-	context->control = bpf_map_lookup_elem(&control, &zero);
-	context->scratch = bpf_map_lookup_elem(&scratches, &zero);
-	return context->counters && context->control && context->scratch;
-}
-
-/* A program can be interrupted by another on its CPU, so counting is atomic. */
-#define COUNT(counter) __sync_fetch_and_add(&(counter), 1)
-
-/* Room for one record on this CPU's ring, zeroed and stamped; NULL when there is none. The stamp is taken after
- * the reservation: whatever the reader does not find reserved yet is younger than its look at the clock. */
-static __always_inline struct tcpio_record *reserve(const struct context *context, void **ring)
-{
-	struct tcpio_record *record;
-
-	*ring = bpf_map_lookup_elem(&rings, &context->cpu);
-	if (!*ring)
-		return NULL;
-	record = bpf_ringbuf_reserve(*ring, sizeof(*record), 0);
-	if (!record)
-		return NULL;
-	__builtin_memset(record, 0, sizeof(*record));
-	record->time_ns = bpf_ktime_get_boot_ns();
-	record->cpu = context->cpu;
-	return record;
-}
-
-/* Waking costs ten times the probe: only the record that crosses the mark wakes the reader, a timer does the rest. */
-static __always_inline void submit(const struct context *context, void *ring, struct tcpio_record *record)
-{
-	__u64 available = bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA);
-	__u32 mark = context->control->wakeup_bytes;
-	__u32 stride = sizeof(*record) + BPF_RINGBUF_HDR_SZ;
-
-	bpf_ringbuf_submit(record,
-			   available >= mark && available - stride < mark ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
-}
-
-static __always_inline void fill_owner(struct tcpio_record *record, const struct owner *owner)
-{
-	record->pid = owner->pid;
-	__builtin_memcpy(record->process_name, owner->name, sizeof(record->process_name));
+	*scratch = bpf_map_lookup_elem(&scratches, &zero);
+	return enter(context) && *scratch;
 }
 
 /* The socket's own tuple: what the application asked for, whatever NAT makes of it on the wire. */
@@ -220,16 +148,6 @@ static __always_inline void fill_tuple(struct tcpio_tuple *tuple, struct sock *s
 	tuple->local_port = __builtin_bswap16(BPF_CORE_READ(inet, inet_sport));
 	tuple->peer_port = __builtin_bswap16(BPF_CORE_READ(sk, __sk_common.skc_dport));
 	tuple->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
-}
-
-static __always_inline bool same_ends(const struct tcpio_tuple *one, const struct tcpio_tuple *other)
-{
-	__u64 a[4], b[4];
-
-	__builtin_memcpy(a, one, sizeof(a));
-	__builtin_memcpy(b, other, sizeof(b));
-	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && one->local_port == other->local_port &&
-	       one->peer_port == other->peer_port;
 }
 
 /* One look at a socket's numbers; true when none of those that belong together has moved meanwhile. A function of its
@@ -276,113 +194,6 @@ static __always_inline void fill_socket(struct tcpio_record *record, struct tcp_
 	record->socket.new_state = new_state;
 }
 
-static __always_inline void own_key(struct own_key *key, const __u8 client[16], __u16 client_port,
-				    const __u8 server[16], __u16 server_port)
-{
-	__builtin_memcpy(key->client_address, client, 16);
-	__builtin_memcpy(key->server_address, server, 16);
-	key->client_port = client_port;
-	key->server_port = server_port;
-}
-
-/* The agent's own connections, at both ends. Its own end is known by process; when that end sends its SYN, the
- * tuple on the wire is noted, and the other end, should it be on this host, is known by that. */
-static __always_inline bool own_connection(const struct context *context, const struct tcpio_tuple *tuple,
-					   const struct owner *owner)
-{
-	struct tcpio_control *control = context->control;
-	struct own_key key;
-
-	if (owner && owner->pid && owner->pid == control->agent_tgid)
-		return true;
-	if (control->own_ports[tcpio_index(tuple->local_port)]) {
-		own_key(&key, tuple->peer_address, tuple->peer_port, tuple->local_address, tuple->local_port);
-		if (bpf_map_lookup_elem(&own_connections, &key))
-			return true;
-	}
-	/* The agent's end once its owner is gone: a TIME_WAIT socket. */
-	if (control->own_ports[tcpio_index(tuple->peer_port)]) {
-		own_key(&key, tuple->local_address, tuple->local_port, tuple->peer_address, tuple->peer_port);
-		if (bpf_map_lookup_elem(&own_connections, &key))
-			return true;
-	}
-	return false;
-}
-
-/* On a SYN that leaves: one of the agent's is noted, and one of anybody else's takes the tuple back, should the agent
- * have had it before. */
-static __always_inline void note_opening(const struct context *context, const struct tcpio_tuple *headers,
-					 const struct owner *owner)
-{
-	bool ours = owner && owner->pid && owner->pid == context->control->agent_tgid;
-	struct own_key key;
-	__u8 one = 1;
-
-	if (!ours && !context->control->own_ports[tcpio_index(headers->peer_port)])
-		return;
-	own_key(&key, headers->local_address, headers->local_port, headers->peer_address, headers->peer_port);
-	if (ours) {
-		bpf_map_update_elem(&own_connections, &key, &one, BPF_ANY);
-		context->control->own_ports[tcpio_index(headers->peer_port)] = 1;
-	} else {
-		bpf_map_delete_elem(&own_connections, &key);
-	}
-}
-
-/* Counts one packet; true when nothing filters it. */
-static __always_inline bool wanted(const struct context *context, const struct tcpio_tuple *tuple,
-				   const struct owner *owner)
-{
-	COUNT(context->counters->seen);
-	if (own_connection(context, tuple, owner)) {
-		COUNT(context->counters->filtered_own);
-		return false;
-	}
-	if (!tcpio_wanted_port(context->control, tuple)) {
-		COUNT(context->counters->filtered_port);
-		return false;
-	}
-	if (context->control->network_filter && !tcpio_wanted_network(&networks, tuple)) {
-		COUNT(context->counters->filtered_cidr);
-		return false;
-	}
-	return true;
-}
-
-static __always_inline bool wanted_fact(const struct context *context, const struct tcpio_tuple *tuple,
-					const struct owner *owner)
-{
-	return !own_connection(context, tuple, owner) && tcpio_wanted_port(context->control, tuple) &&
-	       (!context->control->network_filter || tcpio_wanted_network(&networks, tuple));
-}
-
-/* Room for a packet that is wanted, its headers filled in; NULL, and counted, when there is none. */
-static __always_inline struct tcpio_record *reserve_packet(const struct context *context, void **ring,
-							   const struct tcpio_tuple *tuple,
-							   const struct tcpio_headers *headers, __u8 direction,
-							   __u32 total_bytes)
-{
-	struct tcpio_record *record = reserve(context, ring);
-
-	if (!record) {
-		COUNT(context->counters->lost);
-		return NULL;
-	}
-	COUNT(context->counters->submitted);
-	record->tuple = *tuple;
-	tcpio_fill_packet(record, headers, direction, total_bytes);
-	return record;
-}
-
-static __always_inline struct tcpio_record *reserve_fact(const struct context *context, void **ring)
-{
-	struct tcpio_record *record = reserve(context, ring);
-
-	if (!record)
-		COUNT(context->counters->lost_facts);
-	return record;
-}
-
 static __always_inline void remember(struct segment *segment, const struct tcpio_headers *headers, __u32 bytes)
 {
 	segment->time_ns = bpf_ktime_get_boot_ns();
@@ -394,8 +205,8 @@ static __always_inline void remember(struct segment *segment, const struct tcpio
 }
 
 /* Has this very segment been remembered in this pass? */
-static __always_inline bool remembered(const struct segment *segment, const struct tcpio_headers *headers,
-				       __u32 bytes, __u64 pass_ns)
+static __always_inline bool remembered(const struct segment *segment, const struct tcpio_headers *headers, __u32 bytes,
+				       __u64 pass_ns)
 {
 	return segment->seq == headers->seq && segment->ack == headers->ack && segment->bytes == bytes &&
 	       segment->local_port == headers->tuple.local_port && segment->peer_port == headers->tuple.peer_port &&
@@ -405,11 +216,6 @@ static __always_inline bool remembered(const struct segment *segment, const stru
 static __always_inline void forget(struct segment *segment)
 {
 	segment->time_ns = 0;
-}
-
-static __always_inline long load_skb(const void *packet, __u32 offset, void *to, __u32 size)
-{
-	return bpf_skb_load_bytes(packet, offset, to, size);
 }
 
 static __always_inline long load_memory(const void *packet, __u32 offset, void *to, __u32 size)
@@ -449,7 +255,8 @@ static __always_inline bool decode_memory(struct tcpio_headers *headers, __u8 di
 }
 
 /* Reports a socket that is older than the agent and that no process's files led to: one never accepted, say. */
-static __always_inline void announce(const struct context *context, struct tcp_sock *tp, const struct owner *owner)
+static __always_inline void announce(const struct context *context, struct tcp_sock *tp,
+				     const struct tcpio_owner *owner)
 {
 	__u8 state = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state);
 	struct tcpio_record *record;
@@ -474,17 +281,6 @@ static __always_inline __u32 netns_of_raw(struct scratch *scratch, struct bpf_so
 	return BPF_CORE_READ(kernel_socket, __sk_common.skc_net.net, ns.inum);
 }
 
-/* snd_nxt moves on after a segment was sent, so what lies before it went out already. A keep-alive probe lies there
- * too, but carries nothing; the SYN-ACK of a simultaneous open answers, it does not repeat. */
-static __always_inline bool is_retransmit(struct tcp_sock *tp, const struct tcpio_headers *headers, __u32 total_bytes)
-{
-	__u8 syn_fin = headers->flags & (FLAG_SYN | FLAG_FIN);
-
-	return (total_bytes > headers->header_bytes || syn_fin) &&
-	       (headers->flags & (FLAG_SYN | FLAG_ACK)) != (FLAG_SYN | FLAG_ACK) &&
-	       (__s32)(headers->seq - BPF_CORE_READ(tp, snd_nxt)) < 0;
-}
-
 static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 {
 	bool sent = direction == TCPIO_TRANSMIT;
@@ -492,8 +288,9 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 	struct tcpio_record *record;
 	struct tcp_sock *tp = NULL;
 	struct tcpio_tuple tuple;
+	struct tcpio_owner *owner;
 	struct context context;
-	struct owner *owner;
+	struct scratch *scratch;
 	struct bpf_sock *sk;
 	__u16 marks = 0;
 	bool stream;
@@ -510,27 +307,27 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 	stream = sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP;
 	if (!stream && !sent)
 		return 1;
-	if (!decode_skb(&headers, direction, skb) || !enter(&context))
+	if (!decode_skb(&headers, direction, skb) || !enter_with_scratch(&context, &scratch))
 		return 1;
 	owner = bpf_sk_storage_get(&owners, sk, 0, 0);
 	if (stream)
 		tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp) {
 		tuple = headers.tuple;
-		tuple.netns = netns_of_raw(context.scratch, sk);
+		tuple.netns = netns_of_raw(scratch, sk);
 		marks = TCPIO_MARK_NO_SOCKET;
 	} else if (sk->state == TCP_LISTEN) {
 		tuple = headers.tuple;
 		tuple.netns = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net, ns.inum);
 		marks = TCPIO_MARK_LISTENER;
-		remember(sent ? &context.scratch->reply : &context.scratch->received, &headers, skb->len);
+		remember(sent ? &scratch->reply : &scratch->received, &headers, skb->len);
 	} else {
 		fill_tuple(&tuple, (struct sock *)tp);
 		if (!sent && !HAS_DROP_REASONS)
-			remember(&context.scratch->received, &headers, skb->len);
+			remember(&scratch->received, &headers, skb->len);
 		if (!same_ends(&tuple, &headers.tuple))
 			marks = TCPIO_MARK_TRANSLATED;
-		if (sent && is_retransmit(tp, &headers, skb->len))
+		if (sent && is_retransmit(BPF_CORE_READ(tp, snd_nxt), &headers, skb->len))
 			marks |= TCPIO_MARK_RETRANSMIT;
 	}
 	if (sent && (headers.flags & (FLAG_SYN | FLAG_ACK)) == FLAG_SYN)
@@ -549,7 +346,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 	if (owner)
 		fill_owner(record, owner);
 	if (!tp)
-		remember(&context.scratch->reply, &headers, skb->len);
+		remember(&scratch->reply, &headers, skb->len);
 	submit(&context, ring, record);
 
 	if (tp && !(marks & TCPIO_MARK_LISTENER) && (!owner || !owner->observed)) {
@@ -609,15 +406,15 @@ static __always_inline bool within(__u64 address, const __u64 range[2])
 
 /* Was a segment that TCP freed seen at ingress already? A listener's was, and one that went on to a full socket's
  * filter or backlog. Where the kernel gives no reasons, only memory tells. */
-static __always_inline bool seen_at_ingress(const struct context *context, const struct tcpio_headers *headers,
-					    __u32 bytes, __u32 reason)
+static __always_inline bool seen_at_ingress(struct scratch *scratch, const struct tcpio_headers *headers, __u32 bytes,
+					    __u32 reason)
 {
 	if (HAS_DROP_REASONS && (reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_SOCKET_FILTER) ||
 				 reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_SOCKET_BACKLOG)))
 		return true;
-	if (!remembered(&context->scratch->received, headers, bytes, LONG_PASS_NS))
+	if (!remembered(&scratch->received, headers, bytes, LONG_PASS_NS))
 		return false;
-	forget(&context->scratch->received);
+	forget(&scratch->received);
 	return true;
 }
 
@@ -630,11 +427,12 @@ int BPF_PROG(tcpio_drop, struct sk_buff *skb, void *location)
 	struct tcpio_headers headers;
 	struct tcpio_record *record;
 	struct context context;
+	struct scratch *scratch;
 	unsigned char *network;
 	__u32 bytes;
 	void *ring;
 
-	if (!enter(&context))
+	if (!enter_with_scratch(&context, &scratch))
 		return 0;
 	if (!within((__u64)location, context.control->tcp_v4_rcv) &&
 	    !within((__u64)location, context.control->tcp_v6_rcv))
@@ -643,7 +441,7 @@ int BPF_PROG(tcpio_drop, struct sk_buff *skb, void *location)
 	if (!decode_memory(&headers, TCPIO_RECEIVE, network))
 		return 0;
 	bytes = packet_bytes(skb, network);
-	if (seen_at_ingress(&context, &headers, bytes, reason))
+	if (seen_at_ingress(scratch, &headers, bytes, reason))
 		return 0;
 	record = reserve_without_socket(&context, &ring, skb, &headers, bytes, TCPIO_RECEIVE);
 	if (!record)
@@ -651,11 +449,10 @@ int BPF_PROG(tcpio_drop, struct sk_buff *skb, void *location)
 	record->packet.marks |= TCPIO_MARK_DROPPED;
 	record->packet.drop_reason = reason;
 	/* The reply, a RST say, is sent before the segment is freed; on the wire the segment came first. */
-	if (context.scratch->reply.local_port == headers.tuple.local_port &&
-	    context.scratch->reply.peer_port == headers.tuple.peer_port &&
-	    record->time_ns - context.scratch->reply.time_ns < PASS_NS)
-		record->time_ns = context.scratch->reply.time_ns - 1;
-	forget(&context.scratch->reply);
+	if (scratch->reply.local_port == headers.tuple.local_port &&
+	    scratch->reply.peer_port == headers.tuple.peer_port && record->time_ns - scratch->reply.time_ns < PASS_NS)
+		record->time_ns = scratch->reply.time_ns - 1;
+	forget(&scratch->reply);
 	submit(&context, ring, record);
 	return 0;
 }
@@ -671,12 +468,12 @@ static __always_inline bool replies_for(const struct context *context, struct sk
 
 /* Before 6.11 cgroup_skb is not run on an IPv6 SYN-ACK that answers for a request socket. Whether it is here shows with
  * the first of them that comes by. */
-static __always_inline bool answers_unseen(const struct context *context, struct sk_buff *skb,
-					   const struct tcpio_headers *headers, __u32 bytes)
+static __always_inline bool answers_unseen(const struct context *context, const struct scratch *scratch,
+					   struct sk_buff *skb, const struct tcpio_headers *headers, __u32 bytes)
 {
 	if (BPF_CORE_READ(skb, protocol) != __builtin_bswap16(ETH_P_IPV6))
 		return false;
-	if (remembered(&context->scratch->reply, headers, bytes, LONG_PASS_NS))
+	if (remembered(&scratch->reply, headers, bytes, LONG_PASS_NS))
 		context->control->sees_syn_acks = 1;
 	return !context->control->sees_syn_acks;
 }
@@ -688,12 +485,13 @@ int BPF_PROG(tcpio_queue, struct sk_buff *skb)
 	struct tcpio_headers headers;
 	struct tcpio_record *record;
 	struct context context;
+	struct scratch *scratch;
 	unsigned char *network;
 	__u8 state = 0;
 	__u32 bytes;
 	void *ring;
 
-	if (!enter(&context))
+	if (!enter_with_scratch(&context, &scratch))
 		return 0;
 	if (sk) {
 		state = BPF_CORE_READ(sk, __sk_common.skc_state);
@@ -706,10 +504,10 @@ int BPF_PROG(tcpio_queue, struct sk_buff *skb)
 	if (!decode_memory(&headers, TCPIO_TRANSMIT, network))
 		return 0;
 	bytes = packet_bytes(skb, network);
-	if (state == TCP_NEW_SYN_RECV && !answers_unseen(&context, skb, &headers, bytes))
+	if (state == TCP_NEW_SYN_RECV && !answers_unseen(&context, scratch, skb, &headers, bytes))
 		return 0;
 	/* Older kernels show it at egress as well, and a stacked device queues it again. */
-	if (remembered(&context.scratch->reply, &headers, bytes, PASS_NS))
+	if (remembered(&scratch->reply, &headers, bytes, PASS_NS))
 		return 0;
 	record = reserve_without_socket(&context, &ring, skb, &headers, bytes, TCPIO_TRANSMIT);
 	if (!record)
@@ -717,7 +515,7 @@ int BPF_PROG(tcpio_queue, struct sk_buff *skb)
 	record->state = state;
 	if (state == TCP_NEW_SYN_RECV)
 		record->packet.marks = TCPIO_MARK_LISTENER;
-	remember(&context.scratch->reply, &headers, bytes);
+	remember(&scratch->reply, &headers, bytes);
 	submit(&context, ring, record);
 	return 0;
 }
@@ -725,7 +523,7 @@ int BPF_PROG(tcpio_queue, struct sk_buff *skb)
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tcpio_state, struct sock *sk, int old_state, int new_state)
 {
-	struct owner *owner = NULL;
+	struct tcpio_owner *owner = NULL;
 	struct tcpio_record *record;
 	struct tcpio_tuple tuple;
 	struct context context;
@@ -781,7 +579,7 @@ int BPF_PROG(tcpio_reset, struct sock *sk, struct sk_buff *skb, int reason)
 }
 
 /* The executable's basename; the command name where there is no executable to name (a kernel thread). */
-static __always_inline void name_process(struct owner *owner, struct task_struct *task)
+static __always_inline void name_process(struct tcpio_owner *owner, struct task_struct *task)
 {
 	const unsigned char *name = BPF_CORE_READ(task, mm, exe_file, f_path.dentry, d_name.name);
 
@@ -792,7 +590,7 @@ static __always_inline void name_process(struct owner *owner, struct task_struct
 SEC("cgroup/sock_create")
 int tcpio_create(struct bpf_sock *sk)
 {
-	struct owner *owner;
+	struct tcpio_owner *owner;
 
 	if (sk->type != SOCK_STREAM || sk->protocol != IPPROTO_TCP)
 		return 1;
@@ -810,7 +608,7 @@ int BPF_PROG(tcpio_read, struct sock *sk)
 {
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
 	struct task_struct *task;
-	struct owner *owner;
+	struct tcpio_owner *owner;
 
 	if (!HAS_SOCK_FROM_FILE)
 		return 0;
@@ -845,8 +643,8 @@ int tcpio_snapshot(struct bpf_iter__task_file *ctx)
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
 	struct tcpio_record record = {};
-	struct owner holder = {};
-	struct owner *owner = NULL;
+	struct tcpio_owner holder = {};
+	struct tcpio_owner *owner = NULL;
 	struct context context;
 	struct socket *socket;
 	struct sock *sk;

@@ -18,7 +18,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tcpio_otel import privileges
 from tcpio_otel.capture.control import Filters
-from tcpio_otel.capture.probe import Probe, Vocabulary
+from tcpio_otel.capture.loaders import Vocabulary
+from tcpio_otel.capture.probe import Probe
 from tcpio_otel.clock import boot_ns
 from tcpio_otel.config import Config
 from tcpio_otel.errors import EnvironmentFault, UsageError
@@ -91,7 +92,7 @@ def opened(
 
             yield (
                 stack.enter_context(PcapSource(path, ledger, local=config.capture.local, filters=filters)),
-                Vocabulary({}, {}),
+                Vocabulary(),
             )
             return
         if missing := privileges.missing_to_load():
@@ -100,12 +101,17 @@ def opened(
                 f"live capture needs {names}: run as root (sudo), or replay a file with --source pcap:FILE"
             )
         probe = stack.enter_context(
-            Probe(filters=filters, memory_bytes=config.capture.ring_memory, cgroup=config.capture.cgroup)
+            Probe(
+                filters=filters,
+                memory_bytes=config.capture.ring_memory,
+                cgroup=config.capture.cgroup,
+                loader=config.capture.loader,
+            )
         )
         privileges.drop_all()
-        logger.info("capturing, by %s", ", ".join(probe.hooks()))
-        for consequence in probe.missing.values():
-            logger.warning("on this kernel, %s", consequence)
+        logger.info("capturing: loaded by %s, attached at %s", probe.loader, ", ".join(probe.hooks()))
+        for consequence in probe.loading.missing.values():
+            logger.warning("here, %s", consequence)
         from tcpio_otel.capture.live import LiveSource
 
         yield (
@@ -114,7 +120,7 @@ def opened(
                     probe, ledger, latency_s=float(config.capture.latency), queue_bytes=config.capture.queue_memory
                 )
             ),
-            probe.vocabulary,
+            probe.loading.vocabulary,
         )
 
 
@@ -360,7 +366,7 @@ def check(config: Config) -> int:
     from tcpio_otel.check import findings
 
     good = True
-    for finding in findings(_receivers(config)):
+    for finding in findings(_receivers(config), config.capture.loader):
         print(finding)  # noqa: T201 - what the command is for
         good &= finding.good or not finding.needed
     return 0 if good else EnvironmentFault.exit_code

@@ -11,7 +11,8 @@ from pathlib import Path
 from tcpio_otel import privileges
 from tcpio_otel.capture.control import Filters
 from tcpio_otel.capture.libbpf import Library, Types
-from tcpio_otel.capture.probe import OBJECT, TRACEPOINTS, Probe, cgroup_root, code_range, left_out
+from tcpio_otel.capture.loaders import TRACEPOINTS, ByBcc, Loader, chosen, code_range, left_out
+from tcpio_otel.capture.probe import Probe, cgroup_root
 from tcpio_otel.errors import EnvironmentFault
 
 HOST_CGROUP_INODE = 1
@@ -74,37 +75,59 @@ def _symbols() -> str:
     return "readable: segments received by TIME_WAIT or no socket are recorded too"
 
 
-def _probe() -> str:
-    started = time.perf_counter()
-    with Probe(filters=Filters(), memory_bytes=1 << 20) as probe:
+def _loads(loader: Loader) -> str:
+    before, started = _resident_bytes("VmRSS"), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    with Probe(filters=Filters(), memory_bytes=1 << 20, loader=loader) as probe:
         took_ms = (time.perf_counter() - started) * 1e3
-        without = "; ".join(probe.missing.values())
-        older = len(probe.older) // 160
-    return f"{OBJECT.name} loads, attaches and detaches ({took_ms:.0f} ms, {older} sockets older than it)" + (
+        peak = _resident_bytes("VmHWM") - before
+        hooks, without, by = ", ".join(probe.hooks()), "; ".join(probe.loading.missing.values()), "loads"
+        if isinstance(probe.loading, ByBcc):
+            compiled = probe.loading.compiled
+            peak = max(peak, compiled.peak_bytes)
+            by = f"BCC {compiled.version} compiles the probe and loads it"
+    return f"{by} in {took_ms:.0f} ms with {peak / 1e6:.0f} MB, and attaches it at {hooks}" + (
         f"; here, {without}" if without else ""
     )
+
+
+def _loaders(wanted: Loader) -> Iterator[Finding]:
+    """What each loader offers here; needed is the one that `run` would take."""
+    try:
+        taken = chosen(wanted, Library())
+    except EnvironmentFault:
+        return  # said above: both need the library
+    for loader in (Loader.LIBBPF, Loader.BCC):
+        yield _tried(f"by {loader}", lambda loader=loader: _loads(loader), needed=loader is taken)
+    yield Finding("loader", True, f"{wanted}: {taken}" if wanted is not taken else str(taken))
+
+
+def _resident_bytes(field: str) -> int:
+    """Resident memory of this process: now (VmRSS), or at its peak (VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) * 1024
 
 
 def _receiver(endpoint: str, reach: Callable[[], str]) -> Finding:
     return _tried("receiver", lambda: f"{endpoint}: {reach()}")
 
 
-def findings(receivers: dict[str, Callable[[], str]]) -> Iterator[Finding]:
+def findings(receivers: dict[str, Callable[[], str]], loader: Loader) -> Iterator[Finding]:
     """Every finding, in the order in which one would look for a cause.
 
-    `receivers` maps an endpoint to a call that reaches it, and returns what it answered or raises EnvironmentFault.
+    `loader` is the one that is configured. `receivers` maps an endpoint to a call that reaches it, and returns what it answered or raises EnvironmentFault.
     """
     yield Finding("kernel", sys.platform == "linux", f"{platform.release()} {platform.machine()}")
     yield Finding("python", True, f"{platform.python_version()}, uid {os.getuid()}")
     for name, attempt in (
         ("capabilities", _capabilities),
-        ("libbpf", _libbpf),
-        ("kernel BTF", _kernel_types),
+        ("libbpf.so", _libbpf),
         ("cgroup v2", _cgroup),
     ):
         yield _tried(name, attempt)
+    yield _tried("kernel BTF", _kernel_types, needed=loader is Loader.LIBBPF)
     yield _tried("kallsyms", _symbols, needed=False)
     if not privileges.missing_to_load():
-        yield _tried("probe", _probe)
+        yield from _loaders(loader)
     for endpoint, reach in receivers.items():
         yield _receiver(endpoint, reach)

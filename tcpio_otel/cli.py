@@ -15,6 +15,7 @@ from tcpio_otel.errors import TcpioError
 _SOURCE_FLAGS = (
     ("--source", "source", "live|pcap:FILE", "where packets come from (default: live)"),
     ("--duration", "duration", "SECONDS", "stop by itself after this"),
+    ("--loader", "capture.loader", "NAME", "auto, libbpf or bcc: what loads the probe (default: auto)"),
     ("--cgroup", "capture.cgroup", "DIR", "root of the cgroup v2 tree (default: found by itself)"),
     ("--latency", "capture.latency", "TIME", "longest time a packet waits in the kernel (default: 100ms)"),
 )

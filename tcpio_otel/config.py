@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from tcpio_otel.capture.loaders import Loader
 from tcpio_otel.config_values import Bytes, Network, PortRange, Seconds, Source, Url, parse, parse_pairs, show
 from tcpio_otel.errors import UsageError
 from tcpio_otel.export.settings import Compression, OtlpSettings, Protocol
@@ -58,6 +59,10 @@ class Capture:
     cidrs: tuple[Network, ...] = key("record connections with an address in one of these at either end; empty: all", ())
     local: tuple[Network, ...] = key(
         "for capture files: networks that are this host's; empty: told by direction or by who sent the SYN", ()
+    )
+    loader: Loader = key(
+        "what loads the probe: libbpf (needs a kernel with BTF), bcc (compiles it here), or auto: the first that can",
+        Loader.AUTO,
     )
     cgroup: Path | None = key("root of the cgroup v2 tree; unset: found by itself", None)
     ring_memory: Bytes = key("memory of all ring buffers together", Bytes(16 << 20), least=1 << 16, most=1 << 34)

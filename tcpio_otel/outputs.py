@@ -7,7 +7,7 @@ from collections.abc import Callable
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.sdk.resources import Resource
 
-from tcpio_otel.capture.probe import Vocabulary
+from tcpio_otel.capture.loaders import Vocabulary
 from tcpio_otel.clock import Nanoseconds
 from tcpio_otel.config import Config, Export
 from tcpio_otel.connections.events import Connection

@@ -16,6 +16,7 @@ class Capability(IntEnum):
     """The capabilities that matter here (include/uapi/linux/capability.h)."""
 
     NET_ADMIN = 12
+    SYS_PTRACE = 19
     SYS_ADMIN = 21
     SYSLOG = 34
     PERFMON = 38

@@ -1,12 +1,13 @@
 """The memory that probe and agent share: counters that the agent reads, wishes that the probe reads.
 
-The layouts are `struct tcpio_counters` (bpf/record.h) and `struct tcpio_control` and `struct tcpio_network`
-(bpf/filter.h); a test compares them through the object's BTF. No NumPy here: this runs before privileges go.
+The layouts are `struct tcpio_counters` (bpf/record.h) and `struct tcpio_control`, `struct tcpio_owner` and
+`struct tcpio_network` (bpf/filter.h); a test compares them through the object's BTF. No NumPy here: this runs before privileges go.
 """
 
 import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
@@ -52,6 +53,26 @@ class Control(ctypes.Structure):
             self.port_filter = 1
             for port in range(first, last + 1):
                 self.ports[port >> 6] |= 1 << (port & 63)
+
+
+class Role(IntEnum):
+    """`enum tcpio_role`: which end of its connection a socket is."""
+
+    UNKNOWN = 0
+    CLIENT = 1
+    SERVER = 2
+
+
+class Owner(ctypes.Structure):
+    """`struct tcpio_owner`."""
+
+    _fields_ = (
+        ("pid", ctypes.c_uint32),
+        ("observed", ctypes.c_uint32),
+        ("name", ctypes.c_uint8 * 16),
+        ("netns", ctypes.c_uint32),
+        ("role", ctypes.c_uint32),
+    )
 
 
 def network_key(network: Network) -> bytes:

@@ -42,6 +42,10 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "bpf_iter_create": (c_int, [c_int]),
     "bpf_map_create": (c_int, [c_uint32, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p]),
     "bpf_map_update_elem": (c_int, [c_int, c_void_p, c_void_p, c_uint64]),
+    "bpf_map_lookup_elem": (c_int, [c_int, c_void_p, c_void_p]),
+    "bpf_btf_load": (c_int, [c_char_p, c_size_t, c_void_p]),
+    "bpf_prog_load": (c_int, [c_uint32, c_char_p, c_char_p, c_char_p, c_size_t, c_void_p]),
+    "bpf_link_create": (c_int, [c_int, c_int, c_uint32, c_void_p]),
     "btf__load_vmlinux_btf": (c_void_p, []),
     "btf__parse_elf": (c_void_p, [c_char_p, c_void_p]),
     "btf__free": (None, [c_void_p]),
@@ -197,6 +201,15 @@ class Types:
         pointer, _ = self._type(self._type(identifier)[0].size_or_type)
         prototype, _ = self._type(pointer.size_or_type)
         return int(prototype.info & 0xFFFF) - 1  # the first is the tracepoint's own context
+
+
+def has_types(library: Library) -> bool:
+    """Whether the running kernel describes its types."""
+    try:
+        Types(library).close()
+    except EnvironmentFault:
+        return False
+    return True
 
 
 class Object:

@@ -569,7 +569,10 @@ class ConnectionTable:
     def _inherit(self, entry: _Entry, fact: _Fact) -> None:
         """Learn from a socket's counters how a connection began that nobody saw begin."""
         life = entry.life
-        if life is None or life.phase in _HANDSHAKE:
+        if life is None:
+            return
+        unanswered = life.phase is Phase.SYN_RECEIVED and life.local_isn is None  # its SYN-ACK was not seen
+        if life.phase in _HANDSHAKE and not unanswered:
             return
         began = initial_sequence(
             state=fact.old_state,
@@ -582,7 +585,10 @@ class ConnectionTable:
             bytes_sent=fact.bytes_sent,
             bytes_retransmitted=fact.bytes_retransmitted,
         )  # fmt: skip
-        if began:
+        if began and unanswered:
+            if not began.opened_by_us and began.peer == life.peer_isn:
+                life.inherit(opened_by_us=False, local_isn=began.local, peer_isn=began.peer)
+        elif began:
             if life.role is Role.UNKNOWN:
                 life.role = Role.CLIENT if began.opened_by_us else Role.SERVER
             life.local_isn, life.peer_isn = began.local, began.peer

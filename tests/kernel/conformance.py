@@ -201,7 +201,7 @@ def run(directory: Path, wanted: list[tuple[str, str]], *arguments: str) -> Run:
     data = directory / "data"
     packets = [log for log in harness.logs(data) if "tcp.seq" in log]
     stray = _judge(_Owners(outcomes, lanes), packets, harness.spans(data), captures)
-    hooks = re.findall(r"capturing, by (.*)", agent.stderr())[0].split(", ")
+    hooks = re.findall(r"attached at (.*)", agent.stderr())[0].split(", ")
     return Run(outcomes, agent.ledger(), stray, hooks)
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 
 from tcpio_otel.capture.libbpf import Library, Object, Types
-from tcpio_otel.capture.probe import OBJECT, left_out
+from tcpio_otel.capture.loaders import OBJECT, left_out
 
 STATISTICS = 4
 CEILING = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tcpio_otel.batch import RECORD
-from tcpio_otel.capture import probe
-from tcpio_otel.capture.control import Control, Counters, network_key, tally
+from tcpio_otel.capture import loaders, probe
+from tcpio_otel.capture.control import Control, Counters, Owner, network_key, tally
 from tcpio_otel.capture.libbpf import Library, Types
 from tcpio_otel.errors import EnvironmentFault
 
@@ -44,13 +44,13 @@ def test_a_host_without_cgroup_v2_is_told_so(tmp_path: Path) -> None:
 
 def test_a_function_ends_where_the_next_symbol_begins() -> None:
     """Aliases at the same address do not make it empty."""
-    assert probe.code_range("tcp_v4_rcv", SYMBOLS) == (0xFFFFFFFF82000100, 0xFFFFFFFF82000F00)
+    assert loaders.code_range("tcp_v4_rcv", SYMBOLS) == (0xFFFFFFFF82000100, 0xFFFFFFFF82000F00)
 
 
 @pytest.mark.parametrize("symbols", [b"", b"0000000000000000 T tcp_v4_rcv\n0000000000000000 T other\n"])
 def test_hidden_symbols_give_no_range(symbols: bytes) -> None:
     """Without CAP_SYSLOG kallsyms shows zeros: no address must match then."""
-    assert probe.code_range("tcp_v4_rcv", symbols) == (0, 0)
+    assert loaders.code_range("tcp_v4_rcv", symbols) == (0, 0)
 
 
 @pytest.mark.parametrize(("text", "cpus"), [("0\n", [0]), ("0-3\n", [0, 1, 2, 3]), ("0,2-3,8\n", [0, 2, 3, 8])])
@@ -94,9 +94,10 @@ def test_a_packet_in_progress_is_in_nobodys_pocket() -> None:
 def test_the_record_in_c_is_the_record_in_python() -> None:
     """Every field of every struct that both sides read lies at the same place, says the object's BTF."""
     library = Library()
-    with Types(library, probe.OBJECT) as types:
+    with Types(library, loaders.OBJECT) as types:
         record = types.layout("tcpio_record")
         counters, control = types.layout("tcpio_counters"), types.layout("tcpio_control")
+        owner = types.layout("tcpio_owner")
     members = {name.rpartition(".")[2]: place for name, place in record.items() if not name.endswith("reserved")}
     expected = {
         name: (offset, dtype.itemsize)
@@ -104,7 +105,7 @@ def test_the_record_in_c_is_the_record_in_python() -> None:
     }
     assert members == expected
     assert max(offset + size for offset, size in record.values()) == RECORD.itemsize
-    for layout, structure in ((counters, Counters), (control, Control)):
+    for layout, structure in ((counters, Counters), (control, Control), (owner, Owner)):
         assert layout == {
             name: (getattr(structure, name).offset, getattr(structure, name).size) for name, *_ in structure._fields_
         }
