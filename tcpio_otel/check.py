@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tcpio_otel import privileges
@@ -98,7 +99,7 @@ def _loaders(wanted: Loader) -> Iterator[Finding]:
     except EnvironmentFault:
         return  # said above: both need the library
     for loader in (Loader.LIBBPF, Loader.BCC):
-        yield _tried(f"by {loader}", lambda loader=loader: _loads(loader), needed=loader is taken)
+        yield _tried(f"by {loader}", partial(_loads, loader), needed=loader is taken)
     yield Finding("loader", True, f"{wanted}: {taken}" if wanted is not taken else str(taken))
 
 
@@ -115,7 +116,8 @@ def _receiver(endpoint: str, reach: Callable[[], str]) -> Finding:
 def findings(receivers: dict[str, Callable[[], str]], loader: Loader) -> Iterator[Finding]:
     """Every finding, in the order in which one would look for a cause.
 
-    `loader` is the one that is configured. `receivers` maps an endpoint to a call that reaches it, and returns what it answered or raises EnvironmentFault.
+    `loader` is the one that is configured. `receivers` maps an endpoint to a call that reaches it, and returns what it
+    answered or raises EnvironmentFault.
     """
     yield Finding("kernel", sys.platform == "linux", f"{platform.release()} {platform.machine()}")
     yield Finding("python", True, f"{platform.python_version()}, uid {os.getuid()}")

@@ -1,7 +1,7 @@
 """The probe by BCC: compiled on this host, for kernels whose types are not to be had.
 
-BCC turns C into instructions (bcc_compile.py, in a process of its own); maps, loading and attaching go by libbpf, so that
-all that holds of the one loader holds of the other: links that go with the agent, maps that it shares with the probe.
+BCC turns C into instructions (bcc_compile.py, in a process of its own); maps, loading and attaching go by libbpf, so
+that what holds of the one loader holds of the other: links that go with the agent, maps that it shares with the probe.
 """
 
 import ctypes
@@ -112,7 +112,7 @@ def compile_probe(pythons: Sequence[str] = PYTHONS, source: Path = SOURCE) -> Co
     faults: list[str] = []
     for python in dict.fromkeys(pythons):
         try:
-            done = subprocess.run(
+            done = subprocess.run(  # noqa: S603 - a Python by its full path, and our own file
                 [python, "-I", str(COMPILER), *PROGRAMS],
                 input=source.read_text(), capture_output=True, text=True, timeout=COMPILE_S, check=False,
             )  # fmt: skip

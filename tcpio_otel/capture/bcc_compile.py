@@ -1,11 +1,12 @@
 """C to BPF instructions by BCC: a program of its own, for whichever Python has BCC.
 
 BCC comes with the distribution, for the distribution's Python; the agent may run under another, in a virtual
-environment. So the agent runs this file by that Python, and nothing of the package is imported here. It also keeps out of
-the agent what BCC brings along: a hundred megabytes of LLVM. It needs no privileges.
+environment. So the agent runs this file by that Python, and nothing of the package is imported here. It also keeps out
+of the agent what BCC brings along: a hundred megabytes of LLVM. It needs no privileges.
 
-Standard input: the source. Arguments: names of functions. Standard output, as JSON: the instructions of each function in
-hex, BCC's version, and the most memory that it took, in bytes. A failure is one line on standard error, and exit code 1.
+Standard input: the source. Arguments: names of functions. Standard output, as JSON: the instructions of each function
+in hex, BCC's version, and the most memory that it took, in bytes. A failure is one line on standard error, and exit
+code 1.
 """
 
 import json
@@ -47,11 +48,11 @@ typedef __s64 s64;
 those of the kernel that runs, or any at all, need not be there."""
 
 
-class _Fault(Exception):
+class _FaultError(Exception):
     """What stands in the way, in one line."""
 
 
-def _header_tree(directory):
+def _header_tree(directory: str) -> None:
     """Lay out what BCC takes for a kernel's headers: our stubs, and the UAPI headers of the system."""
     for path, text in STUBS.items():
         target = os.path.join(directory, path)
@@ -63,22 +64,22 @@ def _header_tree(directory):
         found = [os.path.join(HEADERS, part), *_by_architecture(part)]
         found = [path for path in found if os.path.isdir(path)]
         if not found:
-            raise _Fault(
+            raise _FaultError(
                 f"{HEADERS}/{part} is missing: install the kernel's UAPI headers (Debian, Ubuntu: linux-libc-dev)"
             )
         os.symlink(found[0], os.path.join(directory, "include/uapi", part))
 
 
-def _by_architecture(part):
+def _by_architecture(part: str) -> list[str]:
     """Where Debian keeps headers that differ between architectures."""
     return [os.path.join(HEADERS, f"{os.uname().machine}-linux-gnu", part)]
 
 
-def _compile(source, functions):
+def _compile(source: str, functions: list[str]) -> tuple[dict[str, str], str]:
     try:
         from bcc import BPF, __version__
     except ImportError as error:
-        raise _Fault(f"{error}: install BCC for {sys.executable} (Debian, Ubuntu: python3-bpfcc)") from None
+        raise _FaultError(f"{error}: install BCC for {sys.executable} (Debian, Ubuntu: python3-bpfcc)") from None
     with tempfile.TemporaryDirectory() as directory:
         _header_tree(directory)
         os.environ["BCC_KERNEL_SOURCE"] = directory
@@ -87,22 +88,22 @@ def _compile(source, functions):
     return {name: module.dump_func(name.encode()).hex() for name in functions}, __version__
 
 
-def main():
+def main() -> int:
     """Compile; returns the exit code."""
     # BCC's own messages come from C, past sys.stderr: they are kept, to be told in one line.
-    said = tempfile.TemporaryFile()
-    stderr = os.dup(2)
-    os.dup2(said.fileno(), 2)
-    try:
-        programs, version = _compile(sys.stdin.read(), sys.argv[1:])
-    except Exception as error:
-        said.seek(0)
-        messages = re.findall(r"error: .*", said.read().decode(errors="replace"))
-        text = str(error) if isinstance(error, _Fault) or not messages else messages[0]
-        os.write(stderr, (" ".join(text.split())[:500] + "\n").encode())
-        return 1
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            programs, version = _compile(sys.stdin.read(), sys.argv[1:])
+        except Exception as error:
+            said.seek(0)
+            messages = re.findall(r"error: .*", said.read().decode(errors="replace"))
+            text = str(error) if isinstance(error, _FaultError) or not messages else messages[0]
+            os.write(stderr, (" ".join(text.split())[:500] + "\n").encode())
+            return 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"programs": programs, "version": version, "peak_bytes": peak}))
+    sys.stdout.write(json.dumps({"programs": programs, "version": version, "peak_bytes": peak}))
     return 0
 
 

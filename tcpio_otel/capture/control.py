@@ -1,7 +1,8 @@
 """The memory that probe and agent share: counters that the agent reads, wishes that the probe reads.
 
 The layouts are `struct tcpio_counters` (bpf/record.h) and `struct tcpio_control`, `struct tcpio_owner` and
-`struct tcpio_network` (bpf/filter.h); a test compares them through the object's BTF. No NumPy here: this runs before privileges go.
+`struct tcpio_network` (bpf/filter.h); a test compares them through the object's BTF. No NumPy here: this runs before
+privileges go.
 """
 
 import ctypes

@@ -51,8 +51,8 @@ class Probe:
     """The probe at work, as a context manager that detaches it whatever happens.
 
     Attributes:
-        loading: how it was loaded; its `vocabulary` has names for the numbers in records, its `missing` what this kernel
-            does not let it record.
+        loader: what it was loaded by.
+        loading: how; its `vocabulary` has names for the numbers in records, its `missing` what it cannot record here.
         rings: a file descriptor for each online CPU's ring buffer.
         ring_bytes: the size of each.
         older: the snapshot of sockets taken at the start, as bytes of `struct tcpio_record`.

@@ -1,18 +1,25 @@
-"""All scenarios on all lanes under one agent: what it told of each, beside what tcpdump and the programs know."""
+"""All scenarios on all lanes under an agent by each loader: what it told, beside what tcpdump and programs know."""
 
+import ipaddress
 import re
+import signal
+import subprocess
+import sys
 import threading
 import traceback
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyroute2
 
-from tests.kernel import capture, harness, hosts, scenarios
+from tcpio_otel.batch import Direction
+from tcpio_otel.capture.loaders import Loader
+from tests.kernel import capture, harness, hosts, marked, scenarios
 from tests.kernel.capture import Segment
 from tests.kernel.hosts import Lane
 from tests.kernel.scenarios import PORTS_EACH, SCENARIOS, Place, Span
@@ -21,6 +28,7 @@ FIRST_PORT, PORTS_A_LANE = 10_000, 600
 _KINDS = {1: "internal", 2: "server", 3: "client"}
 _WAYS = {"wire": (True, False), "loopback": (True, False), "relay": (False,), "router": (True,)}
 
+LOADERS = (Loader.LIBBPF, Loader.BCC)
 LANES = [
     f"{way}-ipv{family}" + ("" if offloads or way == "relay" else "-segmented")
     for way, choices in _WAYS.items()
@@ -110,24 +118,17 @@ def _default_route(where: hosts.Host, gateway: str) -> None:
 
 
 @dataclass
-class Outcome:
-    """What came of one scenario on one lane."""
+class Told:
+    """What one agent told of a scenario."""
 
-    lane: Lane
-    name: str
-    expected: list[Span] = field(default_factory=list)
-    failure: str = ""
-    skipped: str = ""
-    ours: Counter[Segment] = field(default_factory=Counter)
-    theirs: Counter[Segment] = field(default_factory=Counter)
+    segments: Counter[Segment] = field(default_factory=Counter)
     spans: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def told(self) -> Counter[Span]:
-        """The agent's spans, by what is expected of them."""
+    def judged(self) -> Counter[Span]:
+        """The spans, by what is expected of them."""
         return Counter(
             Span(
-                _KINDS[span["kind"]], told["tcp.close.reason"], told.get("tcp.close.initiator"),
+                _KINDS[span["kind"]], told.get("tcp.close.reason"), told.get("tcp.close.initiator"),
                 told["tcp.bytes.sent"], told["tcp.bytes.received"],
             )
             for span in self.spans
@@ -136,23 +137,67 @@ class Outcome:
 
 
 @dataclass
+class Outcome:
+    """What came of one scenario on one lane. `without_socket`: segments that no full socket sent or received."""
+
+    lane: Lane
+    name: str
+    expected: list[Span] = field(default_factory=list)
+    failure: str = ""
+    skipped: str = ""
+    captured: Counter[Segment] = field(default_factory=Counter)
+    without_socket: Counter[Segment] = field(default_factory=Counter)
+    told: dict[Loader, Told] = field(default_factory=lambda: defaultdict(Told))
+
+    def expected_of(self, loader: Loader) -> Counter[Segment]:
+        """The captured segments that an agent has to tell of.
+
+        Without the kernel's types none is told that no full socket received. Of those that none sent, some kernels show
+        a few: they are allowed, not asked for.
+        """
+        if loader is Loader.LIBBPF:
+            return self.captured
+        told = self.told[loader].segments
+        return self.captured - Counter(
+            {
+                segment: count
+                if segment[0] == "receive"
+                else max(0, min(count, self.captured[segment] - told[segment]))
+                for segment, count in self.without_socket.items()
+            }
+        )
+
+
+@dataclass
+class Agent:
+    """An agent that has seen all of it."""
+
+    ledger: dict[str, int]
+    hooks: list[str]
+    stray: Counter[Segment] = field(default_factory=Counter)
+
+
+@dataclass
 class Run:
-    """All outcomes under one agent."""
+    """All outcomes, and the agents that told of them."""
 
     outcomes: dict[tuple[str, str], Outcome]
-    ledger: dict[str, int]
-    stray: tuple[Counter[Segment], Counter[Segment]]
-    hooks: list[str]
+    agents: dict[Loader, Agent]
+    stray: Counter[Segment]
 
     @property
     def segments(self) -> int:
-        """How many segments were compared."""
-        return sum(found.theirs.total() for found in self.outcomes.values())
+        """How many segments were captured."""
+        return sum(found.captured.total() for found in self.outcomes.values())
 
-    @property
-    def differences(self) -> int:
-        """How many of them are on one side only."""
-        pairs = [self.stray, *((found.ours, found.theirs) for found in self.outcomes.values())]
+    def unseen(self, loader: Loader) -> int:
+        """How many of them this loader cannot show."""
+        return self.segments - sum(found.expected_of(loader).total() for found in self.outcomes.values())
+
+    def differences(self, loader: Loader) -> int:
+        """How many segments an agent told of that were not to be told, or the other way round."""
+        pairs = [(self.agents[loader].stray, self.stray)]
+        pairs += [(found.told[loader].segments, found.expected_of(loader)) for found in self.outcomes.values()]
         return sum((ours - theirs).total() + (theirs - ours).total() for ours, theirs in pairs)
 
 
@@ -168,8 +213,19 @@ def _work(outcomes: list[Outcome]) -> None:
             outcome.failure = traceback.format_exc()
 
 
-def run(directory: Path, wanted: list[tuple[str, str]], *arguments: str) -> Run:
-    """Run the wanted scenarios, given by lane and name, each lane in a thread of its own."""
+def _work_all(outcomes: Iterable[Outcome]) -> None:
+    lanes: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        lanes[outcome.lane.name].append(outcome)
+    threads = [threading.Thread(target=_work, args=(one,)) for one in lanes.values()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def run(directory: Path, wanted: list[tuple[str, str]], loaders: list[Loader]) -> Run:
+    """Run the wanted scenarios, given by lane and name, each lane in a thread of its own, under an agent a loader."""
     prefix = f"tcpio-{directory.name[:20]}"
     with ExitStack() as stack:
         lanes: dict[str, Lane] = {}
@@ -181,28 +237,58 @@ def run(directory: Path, wanted: list[tuple[str, str]], *arguments: str) -> Run:
                     for host in where:
                         captures.append(directory / f"{host.name}.pcap")
                         recording.enter_context(capture.tcpdump(host, captures[-1]))
-            agent = recording.enter_context(
-                harness.agent(
-                    directory, "run", "--otlp-file", str(directory / "data"), *arguments,
-                    TCPIO_FILE_ROTATE="1GiB", TCPIO_CONNECTIONS_LINGER="1s",
+            if Loader.BCC in loaders:
+                recording.enter_context(_marking(directory / "marked"))
+            agents = {
+                loader: recording.enter_context(
+                    harness.agent(
+                        directory / loader, "run", "--loader", loader, "--otlp-file", str(directory / loader / "data"),
+                        TCPIO_FILE_ROTATE="1GiB", TCPIO_CONNECTIONS_LINGER="1s",
+                    )
                 )
-            )  # fmt: skip
+                for loader in loaders
+            }  # fmt: skip
             outcomes = {(lane_name, name): Outcome(lanes[lane_name], name) for lane_name, name in wanted}
-            threads = [
-                threading.Thread(target=_work, args=([found for found in outcomes.values() if found.lane is lane],))
-                for lane in lanes.values()
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            _work_all(outcomes.values())
             hosts.settle(1)
-            assert agent.stop() == 0, agent.stderr()
-    data = directory / "data"
-    packets = [log for log in harness.logs(data) if "tcp.seq" in log]
-    stray = _judge(_Owners(outcomes, lanes), packets, harness.spans(data), captures)
-    hooks = re.findall(r"attached at (.*)", agent.stderr())[0].split(", ")
-    return Run(outcomes, agent.ledger(), stray, hooks)
+            for agent in agents.values():
+                assert agent.stop() == 0, agent.stderr()
+    owner = _Owners(outcomes, lanes)
+    run = Run(outcomes, {}, _take_captures(owner, captures))
+    if Loader.BCC in loaders:
+        _take_marked(owner, directory / "marked")
+    for loader, agent in agents.items():
+        hooks = re.findall(r"attached at (.*)", agent.stderr())[0].split(", ")
+        run.agents[loader] = Agent(agent.ledger(), hooks)
+        _take_told(owner, loader, run.agents[loader], directory / loader / "data")
+    return run
+
+
+@contextmanager
+def _marking(path: Path) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-m", "tests.kernel.marked", str(path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"capturing\n"
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 0
+
+
+def _of_record(record: np.void) -> Segment:
+    return (
+        "transmit" if record["direction"] == Direction.TRANSMIT else "receive",
+        *(text for end in ("local", "peer") for text in (
+            _address(record[f"header_{end}_address"].tobytes()), int(record[f"header_{end}_port"])
+        )),
+        *(int(record[name]) for name in ("seq", "ack", "flags", "payload_bytes", "window")),
+    )  # fmt: skip
+
+
+def _address(packed: bytes) -> str:
+    address = ipaddress.IPv6Address(packed)
+    return str(address.ipv4_mapped or address)
 
 
 class _Owners:
@@ -223,40 +309,53 @@ class _Owners:
         return None
 
 
-def _judge(
-    owner: _Owners, logs: list[dict[str, Any]], spans: list[dict[str, Any]], captures: list[Path]
-) -> tuple[Counter[Segment], Counter[Segment]]:
-    """Give each outcome its segments and spans; returns what of the lanes belongs to none, ours and tcpdump's."""
-    stray: tuple[Counter[Segment], Counter[Segment]] = Counter(), Counter()
+def _take_captures(owner: _Owners, captures: list[Path]) -> Counter[Segment]:
+    """Give each outcome what tcpdump has of it; returns what of the lanes belongs to none."""
+    stray: Counter[Segment] = Counter()
     for path in captures:
         for segment, count in capture.segments(path).items():
             found = owner(segment[2], segment[4])
             if isinstance(found, Outcome):
                 direction, local, local_port, *peer = segment[:5]
                 seen = scenarios.rewritten_before_tcp(found.name, found.lane, direction, (peer[0], peer[1]))
-                found.theirs[(direction, local, local_port, *seen, *segment[5:])] += count
+                found.captured[(direction, local, local_port, *seen, *segment[5:])] += count
             elif found:
-                stray[1][segment] += count
-    for log in logs:
-        found = owner(log["network.local.port"], log["network.peer.port"])
-        if isinstance(found, Outcome):
-            found.ours.update(_as_captured(found, log))
-        elif found:
-            stray[0][_segment(log)] += 1
-    for span in spans:
-        found = owner(span["attributes"]["network.local.port"], span["attributes"]["network.peer.port"])
-        if isinstance(found, Outcome):
-            found.spans.append(span)
+                stray[segment] += count
     return stray
 
 
-def _as_captured(outcome: Outcome, log: dict[str, Any]) -> list[Segment]:
+def _take_marked(owner: _Owners, path: Path) -> None:
+    """Give each outcome the segments that no full socket sent or received."""
+    for record in marked.read(path):
+        found = owner(int(record["header_local_port"]), int(record["header_peer_port"]))
+        if isinstance(found, Outcome):
+            found.without_socket[_of_record(record)] += 1
+
+
+def _take_told(owner: _Owners, loader: Loader, agent: Agent, data: Path) -> None:
+    """Give each outcome the segments and spans that an agent told of."""
+    for log in harness.logs(data):
+        if "tcp.seq" not in log:
+            continue
+        found = owner(log["network.local.port"], log["network.peer.port"])
+        if isinstance(found, Outcome):
+            found.told[loader].segments.update(_as_captured(found, loader, log))
+        elif found:
+            agent.stray[_segment(log)] += 1
+    for span in harness.spans(data):
+        found = owner(span["attributes"]["network.local.port"], span["attributes"]["network.peer.port"])
+        if isinstance(found, Outcome):
+            found.told[loader].spans.append(span)
+
+
+def _as_captured(outcome: Outcome, loader: Loader, log: dict[str, Any]) -> list[Segment]:
     """A packet log record as a capture on the same device must show it.
 
     A device that takes no super-packets, or none so long, has them cut up before the capture sees them.
     """
     segment, count = _segment(log), log.get("tcp.gso.segments", 1)
-    if count == 1 or segment[0] == "receive" or outcome.theirs[segment] > outcome.ours[segment]:
+    whole = outcome.captured[segment] > outcome.told[loader].segments[segment]
+    if count == 1 or segment[0] == "receive" or whole:
         return [segment]
     return capture.cut(segment, count, log["tcp.gso.size"])
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tcpio_otel import privileges
+from tcpio_otel.capture.bcc import compile_probe
 from tcpio_otel.capture.control import Filters
+from tcpio_otel.capture.loaders import Loader
 from tcpio_otel.capture.probe import Probe
 from tcpio_otel.errors import EnvironmentFault
 from tests.kernel import conformance as suite
@@ -41,28 +43,43 @@ def namespace() -> Iterator[Namespace]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each scenario on each lane where it makes sense."""
+    """Each scenario on each lane where it makes sense, as an agent by each loader tells it."""
+    if "loader" in metafunc.fixturenames:
+        metafunc.parametrize("loader", list(suite.LOADERS), scope="session")
     if "case" in metafunc.fixturenames:
         cases = [(lane, name) for lane in suite.LANES for name in SCENARIOS if suite.applies(lane, name)]
-        metafunc.parametrize("case", cases, ids=["-".join(case) for case in cases])
+        metafunc.parametrize("case", cases, ids=["-".join(case) for case in cases], scope="session")
 
 
 @pytest.fixture(scope="session")
 def conformance(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
+    lacks_bcc: str,
     record_testsuite_property: Callable[[str, object], None],
 ) -> suite.Run:
     """What came of all scenarios that were asked for, run at once."""
     wanted = dict.fromkeys(
         item.callspec.params["case"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())
     )
-    run = suite.run(tmp_path_factory.mktemp("conformance"), list(wanted))
-    for name, value in (("hooks", len(run.hooks)), ("segments", run.segments), ("differences", run.differences)):
-        record_testsuite_property(name, value)
-    request.config.stash[_SUMMARY] = (
-        f"conformance: {run.segments} segments compared with tcpdump's, {run.differences} differences"
+    loaders = dict.fromkeys(
+        item.callspec.params["loader"]
+        for item in request.session.items
+        if "loader" in getattr(item, "fixturenames", ())
     )
+    here = [loader for loader in loaders if loader is Loader.LIBBPF or not lacks_bcc]
+    run = suite.run(tmp_path_factory.mktemp("conformance"), list(wanted), here)
+    lines = []
+    for loader, agent in run.agents.items():
+        unseen, differences = run.unseen(loader), run.differences(loader)
+        properties = {"hooks": len(agent.hooks), "segments": run.segments, "unseen": unseen, "differences": differences}
+        for name, value in properties.items():
+            record_testsuite_property(f"{loader}.{name}", value)
+        lines.append(
+            f"conformance, by {loader}: {run.segments} segments compared with tcpdump's, {differences} differences"
+            + (f", {unseen} that it cannot show" if unseen else "")
+        )
+    request.config.stash[_SUMMARY] = "\n".join(lines)
     return run
 
 
@@ -72,9 +89,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(summary)
 
 
+@pytest.fixture(scope="session")
+def lacks_bcc() -> str:
+    """Why nothing can be loaded by BCC here; empty where it can."""
+    try:
+        compile_probe()
+    except EnvironmentFault as fault:
+        return str(fault)
+    return ""
+
+
 @pytest.fixture
-def outcome(conformance: suite.Run, case: tuple[str, str]) -> suite.Outcome:
+def outcome(conformance: suite.Run, case: tuple[str, str], loader: Loader, lacks_bcc: str) -> suite.Outcome:
     """What came of one of them."""
+    if loader is Loader.BCC and lacks_bcc:
+        pytest.skip(lacks_bcc)
     found = conformance.outcomes[case]
     if found.skipped:
         pytest.skip(found.skipped)

@@ -100,6 +100,7 @@ class Agent:
 @contextmanager
 def agent(directory: Path, *arguments: str, **environment: str) -> Iterator[Agent]:
     """Start the agent and wait until its probe is attached."""
+    directory.mkdir(exist_ok=True)
     out, said = directory / "stdout", directory / "stderr"
     with out.open("w") as out_file, said.open("w") as said_file:
         process = subprocess.Popen(

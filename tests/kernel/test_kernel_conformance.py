@@ -3,47 +3,74 @@
 from collections import Counter
 from dataclasses import replace
 
+import pytest
+
+from tcpio_otel.capture.loaders import Loader
 from tests.kernel import hosts
 from tests.kernel.conformance import Outcome, Run
 from tests.kernel.scenarios import Span
 
 
 def test_nothing_is_lost_or_left_over(conformance: Run) -> None:
-    """The ledger adds up without a loss, and no segment on the lanes belongs to no scenario."""
-    assert conformance.ledger["dropped"] == 0
-    assert conformance.stray[0] == conformance.stray[1]
+    """Each ledger adds up without a loss, and no segment on the lanes belongs to no scenario."""
+    for agent in conformance.agents.values():
+        assert agent.ledger["dropped"] == 0
+        assert agent.stray == conformance.stray
 
 
-def test_every_segment_is_recorded_once(outcome: Outcome) -> None:
+def test_every_segment_is_recorded_once(outcome: Outcome, loader: Loader) -> None:
     """Our records and tcpdump's, as multisets: direction, ends, numbers, flags, payload and window."""
     assert not outcome.failure, outcome.failure
-    assert outcome.theirs
-    missing, extra = outcome.theirs - outcome.ours, outcome.ours - outcome.theirs
+    assert outcome.captured
+    ours, theirs = outcome.told[loader].segments, outcome.expected_of(loader)
+    missing, extra = theirs - ours, ours - theirs
     assert not missing, f"{missing.total()} missing, {extra.total()} extra"
     assert not extra
 
 
-def test_spans_say_what_happened(outcome: Outcome) -> None:
+def _saw_reset(outcome: Outcome, wanted: str) -> bool:
+    """Whether BCC's agent saw a RST: not when no full socket sent or received it, which a moment can decide."""
+    told = outcome.told[Loader.BCC].segments
+    return any(way == wanted and flags & 4 for way, *_, flags, _payload, _window in told)
+
+
+def _told_by_bcc(span: Span, outcome: Outcome) -> Span:
+    """What is left of a span where the kernel's types are not known: no errors, no segments without a socket."""
+    if span.reason in ("timeout", "unreachable"):
+        return replace(span, reason="aborted", initiator="local")
+    if outcome.name == "data_after_close" and span.kind == "server" and not _saw_reset(outcome, "transmit"):
+        return replace(span, reason="fin")
+    if outcome.name == "abandoned_connect" and span.kind == "server" and not _saw_reset(outcome, "receive"):
+        return replace(span, reason=None, initiator=None)
+    return span
+
+
+def test_spans_say_what_happened(outcome: Outcome, loader: Loader) -> None:
     """Their number, kind, reason, initiator, and totals as the programs have counted them."""
     assert not outcome.failure, outcome.failure
-    told = outcome.told
-    if hosts.KERNEL < (6, 10):
+    expected = [Span(*list(vars(span).values())[:5]) for span in outcome.expected]
+    told = outcome.told[loader].judged()
+    if loader is Loader.BCC:
+        expected = [_told_by_bcc(span, outcome) for span in expected]
+    elif hosts.KERNEL < (6, 10):
         # A program that waits for its connection can take the error off the socket before the kernel closes that.
         told = Counter(replace(span, reason="timeout", initiator=None) if span.reason == "aborted" and
                        outcome.name != "abandoned_connect" else span for span in told.elements())  # fmt: skip
-    expected = Counter(Span(*list(vars(span).values())[:5]) for span in outcome.expected)
-    assert told == expected
+    assert told == Counter(expected)
     for span in outcome.expected:
         if span.retransmits is not None:
-            (found,) = [one for one in outcome.spans if one["kind"] == 3]
+            (found,) = [one for one in outcome.told[loader].spans if one["kind"] == 3]
             assert found["attributes"]["tcp.retransmits"] == span.retransmits
 
 
-def test_both_ends_are_in_one_trace(outcome: Outcome) -> None:
+def test_both_ends_are_in_one_trace(outcome: Outcome, loader: Loader) -> None:
     """The server's span is a child of its client's."""
     assert not outcome.failure, outcome.failure
-    clients = {span["spanId"]: span for span in outcome.spans if span["kind"] == 3}
-    servers = [span for span in outcome.spans if span["kind"] == 2]
+    if loader is Loader.BCC and outcome.name == "abandoned_connect":
+        pytest.skip("no socket receives the SYN-ACK, so the client's end cannot know the server's number")
+    spans = outcome.told[loader].spans
+    clients = {span["spanId"]: span for span in spans if span["kind"] == 3}
+    servers = [span for span in spans if span["kind"] == 2]
     for span in servers:
         assert clients[span["parentSpanId"]]["traceId"] == span["traceId"]
     assert len({span["parentSpanId"] for span in servers}) == len(servers)

@@ -27,6 +27,7 @@ from tests.matrix.images import RELEASES, Image, UnavailableError, image
 
 BOOT_LIMIT_S = 1800
 AT_ONCE = 2
+LOADERS = ("libbpf", "bcc")
 TESTS = ("tests/kernel/test_kernel_conformance.py", "tests/kernel/test_kernel_verifier.py")
 MODULES = "veth tun nf_tables nft_chain_nat nft_nat nft_masq nf_nat"
 GUEST = """
@@ -40,17 +41,17 @@ cd {mounted}/checkout
 
 @dataclass
 class Result:
-    """What came of one kernel."""
+    """What came of one kernel, by one loader."""
 
     release: str
+    loader: str = "-"
     hooks: str = "-"
     scenarios: int = 0
     failed: tuple[str, ...] = ()
     skipped: int = 0
     segments: str = "-"
+    unseen: str = "-"
     differences: str = "-"
-    minutes: float = 0
-    console: str = ""
 
     @property
     def good(self) -> bool:
@@ -61,10 +62,19 @@ class Result:
         """Its line of the table."""
         passed = f"{self.scenarios - len(self.failed)} of {self.scenarios}"
         skipped = f", {self.skipped} skipped" if self.skipped else ""
-        return self.release, self.hooks, passed + skipped, self.segments, self.differences, f"{self.minutes:.1f}"
+        return self.release, self.loader, self.hooks, passed + skipped, self.segments, self.unseen, self.differences
 
 
-def run(kernel: Image, environment: Path, out: Path, tests: list[str]) -> Result:
+@dataclass
+class Boot:
+    """What came of one kernel."""
+
+    results: list[Result]
+    minutes: float
+    console: str
+
+
+def run(kernel: Image, environment: Path, out: Path, tests: list[str]) -> Boot:
     """Boot a kernel, run tests in it, and read their report."""
     out.mkdir(parents=True, exist_ok=True)
     guest, disk, report = out / "guest.sh", out / "disk", out / "report.xml"
@@ -78,10 +88,8 @@ def run(kernel: Image, environment: Path, out: Path, tests: list[str]) -> Result
     started = time.monotonic()
     _boot(kernel, disk, out, guest)
     disk.unlink()
-    result = read(kernel.release, report) if report.exists() else Result(kernel.release)
-    result.minutes = (time.monotonic() - started) / 60
-    result.console = _last_words(out)
-    return result
+    results = read(kernel.release, report) if report.exists() else [Result(kernel.release)]
+    return Boot(results, (time.monotonic() - started) / 60, _last_words(out))
 
 
 def _boot(kernel: Image, disk: Path, out: Path, guest: Path) -> None:
@@ -111,23 +119,28 @@ def _last_words(out: Path) -> str:
     return "\n".join((console if console.exists() else out / "boot").read_text(errors="replace").splitlines()[-20:])
 
 
-def read(release: str, report: Path) -> Result:
-    """A kernel's result from the report of its tests: a scenario has passed when all that was asked of it holds."""
+def read(release: str, report: Path) -> list[Result]:
+    """A kernel's results from the report of its tests: a scenario has passed when all that was asked of it holds."""
     suite = ET.parse(report).getroot()
-    properties = {item.get("name"): item.get("value") or "-" for item in suite.iter("property")}
-    good: dict[str, bool] = defaultdict(lambda: True)
-    skipped = set()
+    properties = {item.get("name") or "": item.get("value") or "-" for item in suite.iter("property")}
+    good: dict[str, dict[str, bool]] = defaultdict(lambda: defaultdict(lambda: True))
+    skipped: dict[str, set[str]] = defaultdict(set)
     for case in suite.iter("testcase"):
         test, _, scenario = (case.get("name") or "").rstrip("]").partition("[")
-        name = scenario or test
+        loader, _, name = scenario.partition("-") if scenario else (LOADERS[0], "", test)
         if case.find("skipped") is not None:
-            skipped.add(name)
+            skipped[loader].add(name)
         else:
-            good[name] &= case.find("failure") is None and case.find("error") is None
-    return Result(
-        release, properties.get("hooks", "-"), len(good), tuple(name for name, passed in good.items() if not passed),
-        len(skipped - set(good)), properties.get("segments", "-"), properties.get("differences", "-"),
-    )  # fmt: skip
+            good[loader][name] &= case.find("failure") is None and case.find("error") is None
+    return [
+        Result(
+            release, loader, properties.get(f"{loader}.hooks", "-"), len(good[loader]),
+            tuple(name for name, passed in good[loader].items() if not passed),
+            len(skipped[loader] - set(good[loader])),
+            *(properties.get(f"{loader}.{name}", "-") for name in ("segments", "unseen", "differences")),
+        )
+        for loader in LOADERS
+    ]  # fmt: skip
 
 
 def main() -> int:
@@ -138,7 +151,9 @@ def main() -> int:
     parser.add_argument("-k", dest="select", metavar="EXPRESSION", help="only these tests, as pytest has it")
     given = parser.parse_args()
     console, good = Console(), True
-    table = Table("kernel", "hooks", "scenarios passed", "segments compared", "differences", "minutes", box=box.SIMPLE)
+    table = Table(
+        "kernel", "loader", "hooks", "scenarios passed", "segments", "not shown", "differences", box=box.SIMPLE
+    )
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(AT_ONCE) as pool:
         scratch = Path(directory)
         kernels = []
@@ -150,13 +165,15 @@ def main() -> int:
         make(scratch / "environment", scratch)
         tests = [*TESTS, *(["-k", f"'{given.select}'"] if given.select else [])]
         keep = (given.keep or scratch).resolve()
-        for result in pool.map(
+        for boot in pool.map(
             lambda kernel: run(kernel, scratch / "environment", keep / kernel.version, tests), kernels
         ):
-            table.add_row(*result.row())
-            if not result.good:
-                good = False
-                console.print(f"{result.release}: {', '.join(result.failed)}\n{result.console}", markup=False)
+            console.print(f"{boot.results[0].release}: {boot.minutes:.1f} minutes", markup=False)
+            for result in boot.results:
+                table.add_row(*result.row())
+                if not result.good:
+                    good = False
+                    console.print(f"by {result.loader}: {', '.join(result.failed)}\n{boot.console}", markup=False)
     console.print(table)
     return 0 if good else 1
 
