@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +53,15 @@ def held_sockets(processes: Path = Path("/proc")) -> Iterator[HeldSocket]:
         if not directory.name.isdigit():
             continue
         pid = int(directory.name)
-        # A process may end at any step, and some may not be looked into: those are passed over.
-        with suppress(OSError):
+        try:
             numbers = [int(link.name) for link in os.scandir(directory / "fd") if _is_socket(link)]
-            if numbers:
-                yield from _sockets_of(libc, pid, numbers, _name(directory))
+            name, process = _name(directory), os.pidfd_open(pid)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended meanwhile, or may not be looked into
+        try:
+            yield from _sockets_of(libc, process, numbers, (pid, name))
+        finally:
+            os.close(process)
 
 
 def _is_socket(link: os.DirEntry[str]) -> bool:
@@ -76,26 +80,18 @@ def _name(directory: Path) -> bytes:
     return os.fsencode(name)[:15]
 
 
-def _sockets_of(libc: ctypes.CDLL, pid: int, numbers: list[int], name: bytes) -> Iterator[HeldSocket]:
-    with _pidfd(pid) as process:
-        for number in numbers:
-            borrowed = libc.syscall(_SYS_PIDFD_GETFD, process, number, 0)
-            if borrowed < 0:
+def _sockets_of(
+    libc: ctypes.CDLL, process: int, numbers: list[int], holder: tuple[int, bytes]
+) -> Iterator[HeldSocket]:
+    for number in numbers:
+        borrowed = libc.syscall(_SYS_PIDFD_GETFD, process, number, 0)
+        if borrowed < 0:
+            continue  # closed meanwhile
+        with socket.socket(fileno=borrowed) as held:
+            if held.type != socket.SOCK_STREAM or held.proto != socket.IPPROTO_TCP:
                 continue
-            with socket.socket(fileno=borrowed) as held:
-                if held.type != socket.SOCK_STREAM or held.proto != socket.IPPROTO_TCP:
-                    continue
-                info = _info(held)
-                yield HeldSocket(borrowed, pid, name, info.state == _LISTEN, _netns_cookie(held), _role(held))
-
-
-@contextmanager
-def _pidfd(pid: int) -> Iterator[int]:
-    descriptor = os.pidfd_open(pid)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+            listening = _info(held).state == _LISTEN
+            yield HeldSocket(borrowed, *holder, listening, _netns_cookie(held), _role(held))
 
 
 def _netns_cookie(held: socket.socket) -> int:
@@ -118,10 +114,10 @@ def _role(held: socket.socket) -> Role:
     Its numbers come by several calls, so they are taken until two looks agree.
     """
     before = _info(held)
-    for _ in range(_LOOKS):
+    for _ in range(_LOOKS if before.state in (_ESTABLISHED, _CLOSE_WAIT, _FIN_WAIT2) else 0):
         queued = int.from_bytes(fcntl.ioctl(held, _SIOCOUTQ, bytes(4)), "little")
         now = _info(held)
-        if now == before and now.state in (_ESTABLISHED, _CLOSE_WAIT, _FIN_WAIT2):
+        if now == before:
             syn = now.bytes_acked + queued - now.unsent - (now.bytes_sent - now.bytes_retransmitted)
             return {0: Role.SERVER, 1: Role.CLIENT}.get(syn - (now.state == _FIN_WAIT2), Role.UNKNOWN)
         before = now

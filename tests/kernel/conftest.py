@@ -45,7 +45,7 @@ def namespace() -> Iterator[Namespace]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each scenario on each lane where it makes sense, as an agent by each loader tells it."""
     if "loader" in metafunc.fixturenames:
-        metafunc.parametrize("loader", list(suite.LOADERS), scope="session")
+        metafunc.parametrize("loader", list(suite.LOADERS), scope="session", indirect=True)
     if "case" in metafunc.fixturenames:
         cases = [(lane, name) for lane in suite.LANES for name in SCENARIOS if suite.applies(lane, name)]
         metafunc.parametrize("case", cases, ids=["-".join(case) for case in cases], scope="session")
@@ -99,11 +99,17 @@ def lacks_bcc() -> str:
     return ""
 
 
-@pytest.fixture
-def outcome(conformance: suite.Run, case: tuple[str, str], loader: Loader, lacks_bcc: str) -> suite.Outcome:
-    """What came of one of them."""
-    if loader is Loader.BCC and lacks_bcc:
+@pytest.fixture(scope="session")
+def loader(request: pytest.FixtureRequest, lacks_bcc: str) -> Loader:
+    """What the agent's probe is loaded by: each in turn."""
+    if request.param is Loader.BCC and lacks_bcc:
         pytest.skip(lacks_bcc)
+    return Loader(request.param)
+
+
+@pytest.fixture
+def outcome(conformance: suite.Run, case: tuple[str, str]) -> suite.Outcome:
+    """What came of one of them."""
     found = conformance.outcomes[case]
     if found.skipped:
         pytest.skip(found.skipped)

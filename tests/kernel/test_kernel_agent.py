@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tcpio_otel.capture.loaders import Loader
 from tcpio_otel.memory import CALM_NS
 from tests.kernel.harness import AGENT, TRAFFIC, Namespace, agent, attached, logs, segments, spans, wait_for
 
@@ -65,10 +66,14 @@ def test_probe_and_capture_file_tell_the_same(tmp_path: Path, namespace: Namespa
     assert theirs - ours == Counter()
 
 
-def test_spans_of_ten_thousand_short_connections_are_complete(tmp_path: Path, namespace: Namespace) -> None:
+def test_spans_of_ten_thousand_short_connections_are_complete(
+    tmp_path: Path, namespace: Namespace, loader: Loader
+) -> None:
     """Two spans a connection, in one trace, server under client, with the programs' own totals; memory comes back."""
     data = tmp_path / "data"
-    with agent(tmp_path, "run", "--otlp-file", str(data), TCPIO_FILE_ROTATE="1GiB") as running:
+    with agent(
+        tmp_path, "run", "--otlp-file", str(data), TCPIO_CAPTURE_LOADER=loader, TCPIO_FILE_ROTATE="1GiB"
+    ) as running:
         namespace.traffic("exchange", "4", "300", "700", "9000")
         time.sleep(CALM_NS / 1e9 + 2)
         before_kib = running.resident_kib()
@@ -130,15 +135,20 @@ def test_connections_older_than_the_agent_and_younger_than_its_end(tmp_path: Pat
         assert totals == ((1234, 0) if span["kind"] == 3 else (0, 1234))
 
 
-def test_a_start_amid_a_thousand_connections(tmp_path: Path, namespace: Namespace) -> None:
-    """Each has two spans, inherited, with the right process and totals, in one trace; half of them end meanwhile."""
+def test_a_start_amid_a_thousand_connections(tmp_path: Path, namespace: Namespace, loader: Loader) -> None:
+    """Each has two spans, inherited, with the right process and totals, in one trace; half of them end meanwhile.
+
+    Without the kernel's types a connection is known once it sends: one that stays silent has none.
+    """
     data, count = tmp_path / "data", 1000
     command = ["ip", "netns", "exec", namespace.name, sys.executable, str(TRAFFIC), "hold_many", str(count)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdin is not None
         assert holder.stdout is not None
         held = json.loads(holder.stdout.readline())
-        with agent(tmp_path, "run", "--otlp-file", str(data), TCPIO_FILE_ROTATE="1GiB") as running:
+        with agent(
+            tmp_path, "run", "--otlp-file", str(data), TCPIO_CAPTURE_LOADER=loader, TCPIO_FILE_ROTATE="1GiB"
+        ) as running:
             holder.stdin.write("close\n")
             holder.stdin.flush()
             assert holder.stdout.readline() == "closed\n"
@@ -156,23 +166,29 @@ def test_a_start_amid_a_thousand_connections(tmp_path: Path, namespace: Namespac
         assert (attributes["tcp.bytes.sent"], attributes["tcp.bytes.received"]) == (totals if client else totals[::-1])
         assert attributes["process.pid"] == (holder.pid if client else held["server"])
         assert attributes["tcp.connection.start"] == "inherited"
-        assert attributes["tcp.connection.end"] == ("agent_shutdown" if number % 2 else "observed")
+        ended = attributes["tcp.connection.end"] == "observed"
+        # Without the kernel's word an end is known by both FINs, and a TIME_WAIT may get the second one.
+        assert ended != number % 2 or (loader is Loader.BCC and client)
         assert attributes.get("tcp.close.reason") == (None if number % 2 else "fin")
         assert span["kind"] == (3 if client else 2)
         traces.setdefault(number, set()).add(span["traceId"])
-    assert len(traces) == count
+    assert len(traces) == (count if loader is Loader.LIBBPF else count / 2)
     assert all(len(both) == 1 for both in traces.values())
-    assert len(set.union(*traces.values())) == count
+    assert len(set.union(*traces.values())) == len(traces)
 
 
-def test_ten_agents_at_once_are_each_complete(tmp_path: Path, namespace: Namespace) -> None:
+def test_ten_agents_at_once_are_each_complete(tmp_path: Path, namespace: Namespace, loader: Loader) -> None:
     """Every one of them tells what tcpdump tells, and finds room to start beside the others."""
     capture, before = tmp_path / "lo.pcap", attached()
     with ExitStack() as stack:
         agents = []
         for number in range(10):
             (directory := tmp_path / str(number)).mkdir()
-            agents.append(stack.enter_context(agent(directory, "run", "--otlp-file", str(directory / "data"))))
+            agents.append(
+                stack.enter_context(
+                    agent(directory, "run", "--otlp-file", str(directory / "data"), TCPIO_CAPTURE_LOADER=loader)
+                )
+            )
         with namespace.tcpdump(capture):
             port = namespace.traffic("exchange", "4", "50", "100", "50000")["port"]
         assert all(running.stop() == 0 for running in agents)
@@ -209,9 +225,9 @@ def test_long_lived_connections_tell_of_themselves_meanwhile(tmp_path: Path, nam
         assert span["tcp.bytes.sent"] == counted["sent"]
 
 
-def test_no_thread_keeps_a_capability(tmp_path: Path, namespace: Namespace) -> None:
+def test_no_thread_keeps_a_capability(tmp_path: Path, namespace: Namespace, loader: Loader) -> None:
     """While packets flow, every thread of the agent has given up every capability."""
-    with agent(tmp_path, "run", "--otlp-file", str(tmp_path / "data")) as running:
+    with agent(tmp_path, "run", "--otlp-file", str(tmp_path / "data"), TCPIO_CAPTURE_LOADER=loader) as running:
         namespace.traffic("exchange", "4", "50", "100", "100")
         threads = list(Path(f"/proc/{running.pid}/task").iterdir())
         assert len(threads) > 4
@@ -223,35 +239,37 @@ def test_no_thread_keeps_a_capability(tmp_path: Path, namespace: Namespace) -> N
     assert running.ledger()["exported"] >= 500
 
 
-def test_filters_keep_the_rest_out_and_count_it(tmp_path: Path, namespace: Namespace) -> None:
+def test_filters_keep_the_rest_out_and_count_it(tmp_path: Path, namespace: Namespace, loader: Loader) -> None:
     """A port and a network are filtered in the kernel; what did not pass is in the ledger."""
-    with agent(tmp_path, "watch", "--port", "9", "--json") as running:
+    # A refused attempt is four records, of which BCC's probe misses what no socket received or, over IPv6, sent.
+    shown = {4: 4, 6: 4} if loader is Loader.LIBBPF else {4: 3, 6: 2}
+    with agent(tmp_path, "watch", "--port", "9", "--json", TCPIO_CAPTURE_LOADER=loader) as running:
         namespace.traffic("exchange", "4", "3", "10", "10")
         namespace.traffic("refused", "4")
-        wait_for(lambda: len(running.stdout().splitlines()) >= 4, "four lines")
+        wait_for(lambda: len(running.stdout().splitlines()) >= shown[4], "the lines")
         assert running.stop() == 0
     lines = [json.loads(line) for line in running.stdout().splitlines()]
     assert {9} == {min(line["network.local.port"], line["network.peer.port"]) for line in lines}
     ledger = running.ledger()
-    assert ledger["exported"] == len(lines) == 4
+    assert ledger["exported"] == len(lines) == shown[4]
     assert ledger["filtered"] >= 30
     assert ledger["seen"] == ledger["exported"] + ledger["filtered"]
-    with agent(tmp_path, "watch", "--cidr", "::1/128", "--json") as running:
+    with agent(tmp_path, "watch", "--cidr", "::1/128", "--json", TCPIO_CAPTURE_LOADER=loader) as running:
         namespace.traffic("refused", "4")
         namespace.traffic("refused", "6")
-        wait_for(lambda: len(running.stdout().splitlines()) >= 4, "four lines")
+        wait_for(lambda: len(running.stdout().splitlines()) >= shown[6], "the lines")
         assert running.stop() == 0
     assert {json.loads(line)["network.local.address"] for line in running.stdout().splitlines()} == {"::1"}
 
 
-def test_a_killed_agent_leaves_nothing_attached(tmp_path: Path) -> None:
+def test_a_killed_agent_leaves_nothing_attached(tmp_path: Path, loader: Loader) -> None:
     """After SIGKILL the kernel has let go of every program, and the next agent starts at once."""
     before = attached()
-    with agent(tmp_path, "run", "--otlp-file", str(tmp_path / "data")) as running:
+    with agent(tmp_path, "run", "--otlp-file", str(tmp_path / "data"), TCPIO_CAPTURE_LOADER=loader) as running:
         assert attached() > before
         running.stop(signal.SIGKILL)
     wait_for(lambda: attached() == before, "the kernel to let go")
-    with agent(tmp_path, "run", "--otlp-file", str(tmp_path / "data")) as running:
+    with agent(tmp_path, "run", "--otlp-file", str(tmp_path / "data"), TCPIO_CAPTURE_LOADER=loader) as running:
         assert running.stop() == 0
 
 

@@ -28,6 +28,7 @@ OTHERS = {
     "capture.ports": ["443", "8000-8999"],
     "capture.cidrs": ["192.0.2.0/24", "2001:db8::/32"],
     "capture.local": ["198.51.100.7/32"],
+    "capture.loader": "bcc",
     "capture.cgroup": "/sys/fs/cgroup/unified",
     "capture.ring_memory": "8MiB",
     "capture.queue_memory": "64MiB",
