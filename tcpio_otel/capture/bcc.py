@@ -127,8 +127,11 @@ def compile_probe(pythons: Sequence[str] = PYTHONS, source: Path = SOURCE) -> Co
     raise EnvironmentFault(f"BCC cannot compile the probe: {faults[0]}")
 
 
-def _filled_in(code: bytes, maps: Sequence[int], *, netns_cookie: bool) -> bytes:
-    """Instructions with descriptors where they name maps by number; without a helper, its result is 0."""
+def filled_in(code: bytes, maps: Sequence[int], *, netns_cookie: bool) -> bytes:
+    """Instructions with descriptors where they name maps by number.
+
+    `netns_cookie` says whether the kernel lets them ask for their network namespace: without, the answer is 0.
+    """
     done = bytearray()
     for operation, registers, offset, immediate in _INSTRUCTION.iter_unpack(code):
         if operation == _LOAD_64 and registers >> 4 == _PSEUDO_MAP_FD:
@@ -210,7 +213,7 @@ class Object:
         """Load one program; returns its descriptor, or a negative number. The verifier's statistics go to `log`."""
         kind = PROGRAMS[name]
         cookie = kind.type == _CGROUP_SOCK or self._has_netns_cookie(kind)
-        code = _filled_in(self.compiled.programs[name], list(self._maps.values()), netns_cookie=cookie)
+        code = filled_in(self.compiled.programs[name], list(self._maps.values()), netns_cookie=cookie)
         return self._load(kind, name, code, log)
 
     def _has_netns_cookie(self, kind: _Program) -> bool:

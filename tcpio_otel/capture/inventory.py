@@ -80,9 +80,7 @@ def _name(directory: Path) -> bytes:
     return os.fsencode(name)[:15]
 
 
-def _sockets_of(
-    libc: ctypes.CDLL, process: int, numbers: list[int], holder: tuple[int, bytes]
-) -> Iterator[HeldSocket]:
+def _sockets_of(libc: ctypes.CDLL, process: int, numbers: list[int], holder: tuple[int, bytes]) -> Iterator[HeldSocket]:
     for number in numbers:
         borrowed = libc.syscall(_SYS_PIDFD_GETFD, process, number, 0)
         if borrowed < 0:

@@ -40,7 +40,8 @@ WITHOUT = {
 WITHOUT_TYPES = {
     **{program: WITHOUT[program] for program in ("tcpio_drop", "tcpio_queue", "tcpio_reset", "tcpio_read")},
     "tcpio_error": "the error that a socket failed with is not known: one that timed out shows as aborted",
-    "tcpio_snapshot": "totals of connections older than the agent, or open when it stops, are added up from records",
+    "tcpio_snapshot": "connections older than the agent are known once they send, and their ends by both FINs",
+    "tcpio_totals": "totals of connections older than the agent, or open when it stops, are added up from records",
 }
 """What BCC's probe does without: each needs the kernel's types."""
 

@@ -1,6 +1,7 @@
 """The agent as its users run it, on real traffic, against tcpdump's and the programs' own account."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -282,3 +283,27 @@ def test_watch_ends_cleanly_when_its_reader_does(tmp_path: Path, namespace: Name
         assert len(shell.stdout.read().splitlines()) == 3
     assert shell.returncode == 0
     assert "Traceback" not in (tmp_path / "said").read_text()
+
+
+@pytest.mark.parametrize("types", ["shown", "hidden"])
+def test_check_tells_what_each_loader_offers(types: str, lacks_bcc: str) -> None:
+    """Time, memory and hooks of each; `auto` takes BCC where the kernel does not describe its types."""
+    if lacks_bcc:
+        pytest.skip(lacks_bcc)
+    hide = "mount -t tmpfs none /sys/kernel/btf && " if types == "hidden" else ""
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f"{hide}exec {' '.join(AGENT)} check"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    lines = {line[4:18].strip(): line for line in done.stdout.splitlines()}
+    offer = r"in \d+ ms with \d+ MB, and attaches it at .*ingress, egress"
+    assert re.search(offer, lines["by bcc"])
+    assert "segments received by TIME_WAIT or no socket are not recorded" in lines["by bcc"]
+    if types == "shown":
+        assert re.search(offer, lines["by libbpf"])
+        assert lines["loader"].endswith("auto: libbpf")
+    else:
+        assert lines["kernel BTF"].startswith("--")
+        assert lines["by libbpf"].startswith("--")
+        assert lines["loader"].endswith("auto: bcc")
