@@ -4,7 +4,6 @@ Each says what the kernel lets it do: the names that it knows, and what goes unr
 """
 
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -222,11 +221,11 @@ def left_out(kernel: Types) -> list[str]:
 
 def code_range(function: str, symbols: bytes) -> tuple[int, int]:
     """Where a kernel function lies, from /proc/kallsyms: first address, one past the last; (0, 0) when hidden."""
-    found = re.search(rb"^([0-9a-f]+) [tT] " + function.encode() + rb"$", symbols, re.MULTILINE)
-    if not found or not (start := int(found[1], 16)):
+    at = max(symbols.find(f" {kind} {function}\n".encode()) for kind in "Tt")
+    if at < 0 or not (start := int(symbols[symbols.rfind(b"\n", 0, at) + 1 : at], 16)):
         return 0, 0
-    for line in re.finditer(rb"^([0-9a-f]+) ", symbols[found.end() + 1 :], re.MULTILINE):
-        if (end := int(line[1], 16)) != start:
+    while (at := symbols.find(b"\n", at) + 1) and (blank := symbols.find(b" ", at)) > 0:
+        if (end := int(symbols[at:blank], 16)) != start:
             return (start, end) if end > start else (0, 0)
     return 0, 0
 

@@ -123,6 +123,7 @@ class Told:
 
     segments: Counter[Segment] = field(default_factory=Counter)
     spans: list[dict[str, Any]] = field(default_factory=list)
+    super_packets: list[tuple[int, int, int]] = field(default_factory=list)  # segments, payload, payload of each
 
     def judged(self) -> Counter[Span]:
         """The spans, by what is expected of them."""
@@ -340,8 +341,12 @@ def _take_told(owner: _Owners, loader: Loader, agent: Agent, data: Path) -> None
         found = owner(log["network.local.port"], log["network.peer.port"])
         if isinstance(found, Outcome):
             found.told[loader].segments.update(_as_captured(found, loader, log))
+            if "tcp.gso.segments" in log:
+                found.told[loader].super_packets.append(
+                    (log["tcp.gso.segments"], log["tcp.payload.size"], log["tcp.gso.size"])
+                )
         elif found:
-            agent.stray[_segment(log)] += 1
+            agent.stray[segment_of(log)] += 1
     for span in harness.spans(data):
         found = owner(span["attributes"]["network.local.port"], span["attributes"]["network.peer.port"])
         if isinstance(found, Outcome):
@@ -353,14 +358,14 @@ def _as_captured(outcome: Outcome, loader: Loader, log: dict[str, Any]) -> list[
 
     A device that takes no super-packets, or none so long, has them cut up before the capture sees them.
     """
-    segment, count = _segment(log), log.get("tcp.gso.segments", 1)
+    segment, count = segment_of(log), log.get("tcp.gso.segments", 1)
     whole = outcome.captured[segment] > outcome.told[loader].segments[segment]
     if count == 1 or segment[0] == "receive" or whole:
         return [segment]
     return capture.cut(segment, count, log["tcp.gso.size"])
 
 
-def _segment(log: dict[str, Any]) -> Segment:
+def segment_of(log: dict[str, Any]) -> Segment:
     return (
         log["network.io.direction"], log["network.local.address"], log["network.local.port"],
         log["network.peer.address"], log["network.peer.port"], log["tcp.seq"], log["tcp.ack"], log["tcp.flags.bits"],

@@ -32,7 +32,8 @@ def _without_socket(packets: NDArray[np.void]) -> NDArray[np.bool_]:
     without: NDArray[np.bool_] = (packets["marks"] & Mark.NO_SOCKET) > 0
     if hosts.KERNEL < (6, 11):  # cgroup_skb does not show IPv6 SYN-ACKs of request sockets
         syn_ack = ((packets["flags"] & _SYN_ACK) == _SYN_ACK) & (packets["direction"] == Direction.TRANSMIT)
-        without |= syn_ack & (packets["header_local_address"][:, :12] != _MAPPED).any(axis=1)
+        addresses = np.ascontiguousarray(packets["header_local_address"]).view(np.uint8).reshape(-1, 16)
+        without |= syn_ack & (addresses[:, :12] != _MAPPED).any(axis=1)
     return without
 
 

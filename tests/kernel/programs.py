@@ -109,6 +109,14 @@ def hold() -> dict[str, int]:
     return {"received": received}
 
 
+def dial(address: str, port: str) -> dict[str, int]:
+    """Connect to an address, say hello, and wait to be killed."""
+    with socket.create_connection((address, int(port))) as client:
+        client.sendall(b"hello")
+        sys.stdin.read()
+    return {}
+
+
 def hold_many(count: str) -> dict[str, int]:
     """So many connections between two processes, each with other amounts; half are closed on a line of input.
 
@@ -178,7 +186,7 @@ def chat(seconds: str) -> dict[str, int]:
 
 
 PROGRAMS: dict[str, Callable[..., dict[str, int]]] = {
-    program.__name__: program for program in (exchange, refused, reset, half_close, mapped, hold, hold_many, chat)
+    program.__name__: program for program in (exchange, refused, reset, half_close, mapped, hold, dial, hold_many, chat)
 }
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
 """The agent as its users run it, on real traffic, against tcpdump's and the programs' own account."""
 
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from tcpio_otel.capture.loaders import Loader
 from tcpio_otel.memory import CALM_NS
+from tests.kernel import capture as recording
+from tests.kernel import conformance, hosts
 from tests.kernel.harness import AGENT, TRAFFIC, Namespace, agent, attached, logs, segments, spans, wait_for
 
 NAME = Path(sys.executable).resolve().name
@@ -307,3 +311,44 @@ def test_check_tells_what_each_loader_offers(types: str, lacks_bcc: str) -> None
         assert lines["kernel BTF"].startswith("--")
         assert lines["by libbpf"].startswith("--")
         assert lines["loader"].endswith("auto: bcc")
+
+
+def test_a_namespace_deleted_mid_connection(tmp_path: Path, loader: Loader) -> None:
+    """Its end closes on the way out, and takes the device along; what the other end then sends goes nowhere."""
+    data, capture = tmp_path / "data", tmp_path / "server.pcap"
+    with hosts.host(f"tcpio-test-{os.getpid()}-s") as server, ExitStack() as client_exists:
+        client = client_exists.enter_context(hosts.host(f"tcpio-test-{os.getpid()}-c"))
+        hosts.veth(client, server)
+        hosts.add_address(client, "eth0", "10.199.0.1/24")
+        hosts.add_address(server, "eth0", "10.199.0.2/24")
+        # A process of its own holds the client's end: the namespace goes when it goes.
+        command = [*("ip", "netns", "exec", client.name), sys.executable, str(TRAFFIC), "dial", "10.199.0.2", "9000"]
+        with (
+            recording.tcpdump(server, capture),
+            agent(tmp_path, "run", "--otlp-file", str(data), TCPIO_CAPTURE_LOADER=loader) as running,
+        ):
+            with server.socket(socket.AF_INET) as listener:
+                listener.bind(("10.199.0.2", 9000))
+                listener.listen()
+                with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+                    accepted, _ = listener.accept()
+                    assert accepted.recv(5, socket.MSG_WAITALL) == b"hello"
+                    holder.kill()
+                client_exists.close()
+                assert accepted.recv(1) == b""
+                wait_for(lambda: "eth0" not in server.run("ip", "link"), "the device to go with its peer's namespace")
+                with suppress(OSError):
+                    accepted.sendall(b"into nothing")
+            assert running.stop() == 0
+            accepted.close()
+    theirs = Counter({segment: count for segment, count in recording.segments(capture).items() if segment[2] == 9000})
+    ours = Counter(
+        conformance.segment_of(log) for log in logs(data) if log.get("network.local.port") == 9000 and "tcp.seq" in log
+    )
+    assert ours == theirs
+    assert ours.total() > 6
+    ends = {span["kind"]: span["attributes"] for span in spans(data)
+            if 9000 in (span["attributes"]["network.local.port"], span["attributes"]["network.peer.port"])}  # fmt: skip
+    assert (ends[2]["tcp.connection.end"], ends[3]["tcp.connection.end"]) == ("agent_shutdown", "observed")
+    assert (ends[2]["tcp.bytes.received"], ends[3]["tcp.bytes.sent"]) == (5, 5)
+    assert ends[3]["tcp.close.initiator"] == "local"

@@ -26,6 +26,18 @@ def test_every_segment_is_recorded_once(outcome: Outcome, loader: Loader) -> Non
     missing, extra = theirs - ours, ours - theirs
     assert not missing, f"{missing.total()} missing, {extra.total()} extra"
     assert not extra
+    for segments, payload, each in outcome.told[loader].super_packets:
+        assert segments == -(-payload // each)
+
+
+def test_super_packets_are_among_them(conformance: Run) -> None:
+    """Bulk data leaves TCP in super-packets, also where a device has them cut up."""
+    bulk = [found for (_, name), found in conformance.outcomes.items() if name == "bulk_both_ways"]
+    if not bulk:
+        pytest.skip("no bulk scenario was asked for")
+    for found in bulk:
+        for loader, told in found.told.items():
+            assert told.super_packets, (found.lane.name, loader)
 
 
 def _saw_reset(outcome: Outcome, wanted: str) -> bool:

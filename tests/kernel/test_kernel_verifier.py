@@ -24,8 +24,8 @@ CEILING = {
     "tcpio_snapshot": 6_000,
 }
 CEILING_BY_BCC = {
-    "tcpio_ingress": 20_000,
-    "tcpio_egress": 60_000,
+    "tcpio_ingress": 40_000,
+    "tcpio_egress": 120_000,
     "tcpio_create": 200,
     "tcpio_ops": 4_000,
 }
