@@ -21,7 +21,7 @@ from typing import NamedTuple, Self
 
 from tcpio_otel.capture.control import Control, Counters, Owner
 from tcpio_otel.capture.inventory import HeldSocket
-from tcpio_otel.capture.libbpf import MAP_TYPE_RINGBUF, Library
+from tcpio_otel.capture.libbpf import Library, Maps
 from tcpio_otel.errors import EnvironmentFault
 
 SOURCE = Path(__file__).with_name("tcpio.bcc")
@@ -155,7 +155,7 @@ def _btf_of_owners() -> bytes:
     return header.pack(0xEB9F, 1, 0, header.size, 0, len(types), len(types), len(strings)) + types + strings
 
 
-class Object:
+class Object(Maps):
     """The probe by BCC: compiled on entry, unloaded and detached on exit whatever happens in between.
 
     Raises:
@@ -163,7 +163,7 @@ class Object:
     """
 
     def __init__(self, library: Library) -> None:
-        self._library = library
+        super().__init__(library)
         self._stack = ExitStack()
         self._maps: dict[str, int] = {}
         self._programs: dict[str, int] = {}
@@ -236,17 +236,6 @@ class Object:
     def map_fd(self, name: str) -> int:
         """The file descriptor of a map; it stays the object's."""
         return self._maps[name]
-
-    def update(self, map_fd: int, key: bytes, value: bytes) -> None:
-        """Set one entry of a map."""
-        self._library.check(self._library.bpf_map_update_elem(map_fd, key, value, 0), "write a map of the probe")
-
-    def create_ring(self, size_bytes: int) -> int:
-        """A ring buffer of its own; the caller closes the file descriptor."""
-        return self._library.check(
-            self._library.bpf_map_create(MAP_TYPE_RINGBUF, b"tcpio_ring", 0, 0, size_bytes, None),
-            f"create a ring buffer of {size_bytes} bytes",
-        )
 
     def sections(self) -> Iterator[tuple[str, str]]:
         """Names of the programs, in the order in which to attach them; all go to the cgroup."""

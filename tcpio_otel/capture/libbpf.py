@@ -212,7 +212,25 @@ def has_types(library: Library) -> bool:
     return True
 
 
-class Object:
+class Maps:
+    """What can be done to any map, whoever made it."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    def update(self, map_fd: int, key: bytes, value: bytes) -> None:
+        """Set one entry of a map."""
+        self._library.check(self._library.bpf_map_update_elem(map_fd, key, value, 0), "write a map of the probe")
+
+    def create_ring(self, size_bytes: int) -> int:
+        """A ring buffer of its own; the caller closes the file descriptor."""
+        return self._library.check(
+            self._library.bpf_map_create(MAP_TYPE_RINGBUF, b"tcpio_ring", 0, 0, size_bytes, None),
+            f"create a ring buffer of {size_bytes} bytes",
+        )
+
+
+class Object(Maps):
     """A BPF object file: opened on entry, unloaded and detached on exit whatever happens in between.
 
     Raises:
@@ -220,7 +238,8 @@ class Object:
     """
 
     def __init__(self, library: Library, path: Path) -> None:
-        self._library, self._path = library, path
+        super().__init__(library)
+        self._path = path
         self._object: int | None = None
         self._programs: dict[str, int] = {}
         self._links: dict[str, int] = {}
@@ -271,17 +290,6 @@ class Object:
         """How many entries a map was made for."""
         return int(
             self._library.bpf_map__max_entries(self._library.bpf_object__find_map_by_name(self._object, name.encode()))
-        )
-
-    def update(self, map_fd: int, key: bytes, value: bytes) -> None:
-        """Set one entry of a map."""
-        self._library.check(self._library.bpf_map_update_elem(map_fd, key, value, 0), "write a map of the probe")
-
-    def create_ring(self, size_bytes: int) -> int:
-        """A ring buffer of its own; the caller closes the file descriptor."""
-        return self._library.check(
-            self._library.bpf_map_create(MAP_TYPE_RINGBUF, b"tcpio_ring", 0, 0, size_bytes, None),
-            f"create a ring buffer of {size_bytes} bytes",
         )
 
     def attach(self, program: str, cgroup_fd: int | None = None) -> None:
