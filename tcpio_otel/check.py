@@ -73,7 +73,7 @@ def _symbols() -> str:
         raise EnvironmentFault(
             "/proc/kallsyms hides addresses (CAP_SYSLOG): segments received by TIME_WAIT or no socket go unrecorded"
         )
-    return "readable: segments received by TIME_WAIT or no socket are recorded too"
+    return "readable: by libbpf, segments received by TIME_WAIT or no socket are recorded too"
 
 
 def _loads(loader: Loader) -> str:

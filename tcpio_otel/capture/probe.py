@@ -87,7 +87,12 @@ class Probe:
         cgroup = self._cgroup or cgroup_root()
         self.loader = chosen(self._loader, library)
         self.loading: Loading = ByBcc(library) if self.loader is Loader.BCC else ByLibbpf(library)
-        self._object = self.loading.open(stack)
+        try:
+            self._object = self.loading.open(stack)
+        except EnvironmentFault as fault:
+            if self.loader is Loader.BCC and self._loader is Loader.AUTO:
+                raise EnvironmentFault(f"this kernel has no BTF, and {fault}") from None
+            raise
         self._object.load()
         self._map_counters(stack)
         self._create_rings(stack)

@@ -191,6 +191,27 @@ def test_an_older_connection_is_inherited_with_its_ids() -> None:
     assert connection.close_reason is None
 
 
+def test_a_server_whose_syn_ack_was_not_seen_learns_its_number_from_the_socket() -> None:
+    """The accepted socket reports itself: same ids as the client computes; another one's report changes nothing."""
+    listener = {"marks": Mark.LISTENER, "state": State.LISTEN}
+    numbers = {"snd_una": 5001, "snd_nxt": 5001, "write_seq": 5001, "bytes_acked": 0}
+    for rcv_nxt, known in ((1101, True), (9101, False)):
+        end = End(isn=5000, peer_isn=1000).gets("S", **listener).gets("A", 1, 1, **listener)
+        end.gets("PA", 1, 1, 100).socket(State.ESTABLISHED, State.ESTABLISHED, **numbers, received=100, rcv_nxt=rcv_nxt)
+        end.sends("A", 1, 101)
+        followed = table()
+        records = told(end)
+        slots, _ = followed.update(Batch(records, 0, 0, end.time_ns))
+        assert followed.flows["identified"][slots].all() == known
+        ended = followed.close(end.time_ns, None)
+        if known:
+            assert (only(ended).role, only(ended).start) == (Role.SERVER, Start.OBSERVED)
+            assert only(ended).trace_id == from_initial_sequence(1000, 5000).trace_id
+            assert (only(ended).bytes_received, only(ended).bytes_sent) == (100, 0)
+        else:
+            assert ended == []
+
+
 def test_a_handshake_that_never_completes_times_out() -> None:
     """A SYN-ACK that nobody answers is a SERVER span with a timeout; a SYN that nobody answers is none."""
     listener = {"marks": Mark.LISTENER, "state": State.LISTEN}
