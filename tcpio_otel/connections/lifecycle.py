@@ -120,9 +120,9 @@ class Life:
     """
 
     __slots__ = (
-        "_fin_acked", "_fin_end", "_peer_fin_acked", "answered", "ended_ns", "established_ns", "fin_first", "local_isn",
-        "notes", "notes_dropped", "payload_received", "payload_sent", "peer_fin_end", "peer_isn", "phase", "refused",
-        "reset_by", "role", "started_ns", "zero_window",
+        "_before_reset", "_fin_acked", "_fin_end", "_peer_fin_acked", "answered", "ended_ns", "established_ns",
+        "fin_first", "local_isn", "notes", "notes_dropped", "payload_received", "payload_sent", "peer_fin_end",
+        "peer_isn", "phase", "refused", "reset_by", "role", "started_ns", "zero_window",
     )  # fmt: skip
 
     def __init__(self, started_ns: int) -> None:
@@ -139,6 +139,7 @@ class Life:
         self.zero_window = [False, False]
         self.peer_fin_end: int | None = None
         self._fin_end: int | None = None
+        self._before_reset: Phase | None = None
         self._fin_acked = self._peer_fin_acked = False
         self.notes: list[Note] = []
         self.notes_dropped = 0
@@ -185,6 +186,16 @@ class Life:
             self.phase = FINISHED
         self.ended_ns = segment.time_ns
 
+    def survive_reset(self) -> None:
+        """Go on after the peer's RST, since the socket does: its kernel did not believe it (RFC 5961 section 3)."""
+        if self.phase is RESET and self._before_reset:
+            self.phase, self.reset_by = self._before_reset, None
+
+    def lose_socket(self) -> None:
+        """Hear that the kernel closed the socket: with no FIN about, by a RST that it went on after for a moment."""
+        if self._before_reset and not self.ended and not self.fin_first:
+            self.phase, self.reset_by = RESET, "peer"
+
     def _move(self, event: Event) -> None:
         self.phase = TRANSITIONS.get((self.phase, event), self.phase)
 
@@ -204,6 +215,7 @@ class Life:
             self.reset_by = "local" if segment.sent else "peer"
             self.refused = self.phase is SYN_SENT and not segment.sent
             self.ended_ns = segment.time_ns
+            self._before_reset = None if segment.sent or self.refused else self.phase
         self._move(_RST_EVENT)
 
     def _answers_our_syn(self, segment: Segment) -> bool:

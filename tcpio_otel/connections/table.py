@@ -512,6 +512,8 @@ class ConnectionTable:
             return
         segments = max(1, row.gso_segments)
         sent = row.direction == _TRANSMIT
+        if sent and self._kernel_totals and not entry.closed and not row.flags & _RST and not row.marks & _NO_SOCKET:
+            life.survive_reset()
         life.segment(
             Segment(row.time_ns, sent, row.flags, row.seq, row.ack, row.payload_bytes, row.window, row.marks, segments)
         )
@@ -560,6 +562,7 @@ class ConnectionTable:
             error = fact.error
             entry.errno_name = errno.errorcode.get(error, str(error)) if error else None
             entry.closed = True
+            life.lose_socket()
             life.ended_ns = max(life.ended_ns, fact.time_ns)
         self._take_totals(slot, entry, fact)
         if entry.identity is None:

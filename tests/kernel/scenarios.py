@@ -123,6 +123,12 @@ def close(first: socket.socket, second: socket.socket) -> None:
     first.close()
 
 
+def connect_error(one: socket.socket, lane: Lane, port: int) -> int:
+    """The error of a connect that blocks: one that polls could take it off the socket before its end."""
+    one.settimeout(None)
+    return one.connect_ex((lane.server_address, port))
+
+
 def pump(ends: tuple[socket.socket, socket.socket], count: int) -> None:
     """So many bytes in both directions at the same time."""
     threads = [threading.Thread(target=end.sendall, args=(b"b" * count,)) for end in ends]
@@ -446,7 +452,7 @@ def reset_by_linger(lane: Lane, port: int) -> list[Span]:
 def refused(lane: Lane, port: int) -> list[Span]:
     """Nobody listens."""
     with lane.dialling() as one:
-        assert one.connect_ex((lane.server_address, port)) == errno.ECONNREFUSED
+        assert connect_error(one, lane, port) == errno.ECONNREFUSED
     return [client("refused", "peer")]
 
 
@@ -497,7 +503,7 @@ def backlog_full(lane: Lane, port: int) -> list[Span]:
         first.connect((lane.server_address, port))
         settle(0.1)
         with lane.dialling(TCP_SYNCNT=1) as second:
-            assert second.connect_ex((lane.server_address, port)) == errno.ETIMEDOUT
+            assert connect_error(second, lane, port) == errno.ETIMEDOUT
         accepted, _ = listener.accept()
     close(first, accepted)
     return [*both("client", 0, 0), client("timeout", None)]
@@ -642,7 +648,7 @@ def connect_into_nothing(lane: Lane, port: int) -> list[Span]:
     """Nobody answers the SYN."""
     assert lane.relay
     with lane.relay.policy(lambda packet, _: []), lane.dialling(TCP_SYNCNT=1) as one:
-        assert one.connect_ex((lane.server_address, port)) == errno.ETIMEDOUT
+        assert connect_error(one, lane, port) == errno.ETIMEDOUT
     return [client("timeout", None)]
 
 
@@ -678,7 +684,7 @@ def unreachable(lane: Lane, port: int) -> list[Span]:
         return []
 
     with lane.relay.policy(say_so), lane.dialling() as one:
-        assert one.connect_ex((lane.server_address, port)) == errno.EHOSTUNREACH
+        assert connect_error(one, lane, port) == errno.EHOSTUNREACH
     return [client("unreachable", None)]
 
 

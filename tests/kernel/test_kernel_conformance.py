@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from tcpio_otel.batch import Flag
 from tcpio_otel.capture.loaders import Loader
 from tests.kernel import hosts
 from tests.kernel.conformance import Outcome, Run
@@ -31,30 +32,38 @@ def test_every_segment_is_recorded_once(outcome: Outcome, loader: Loader) -> Non
 
 
 def test_super_packets_are_among_them(conformance: Run) -> None:
-    """Bulk data leaves TCP in super-packets, also where a device has them cut up."""
+    """Bulk data leaves TCP in super-packets, also where a device has them cut up.
+
+    Loopback's MTU lets one segment be as long as a super-packet: older kernels make no longer ones there.
+    """
     bulk = [found for (_, name), found in conformance.outcomes.items() if name == "bulk_both_ways"]
     if not bulk:
         pytest.skip("no bulk scenario was asked for")
     for found in bulk:
+        if found.lane.server is found.lane.client and hosts.KERNEL < (6, 12):
+            continue
         for loader, told in found.told.items():
             assert told.super_packets, (found.lane.name, loader)
 
 
-def _saw_reset(outcome: Outcome, wanted: str) -> bool:
-    """Whether BCC's agent saw a RST: not when no full socket sent or received it, which a moment can decide."""
+def _saw(outcome: Outcome, wanted: str, flag: int) -> bool:
+    """Whether BCC's agent saw such a segment: not when no full socket sent or received it."""
     told = outcome.told[Loader.BCC].segments
-    return any(way == wanted and flags & 4 for way, *_, flags, _payload, _window in told)
+    return any(way == wanted and flags & flag for way, *_, flags, _payload, _window in told)
 
 
-def _told_by_bcc(span: Span, outcome: Outcome) -> Span:
+def _told_by_bcc(span: Span, outcome: Outcome) -> list[Span]:
     """What is left of a span where the kernel's types are not known: no errors, no segments without a socket."""
     if span.reason in ("timeout", "unreachable"):
-        return replace(span, reason="aborted", initiator="local")
-    if outcome.name == "data_after_close" and span.kind == "server" and not _saw_reset(outcome, "transmit"):
-        return replace(span, reason="fin")
-    if outcome.name == "abandoned_connect" and span.kind == "server" and not _saw_reset(outcome, "receive"):
-        return replace(span, reason=None, initiator=None)
-    return span
+        return [replace(span, reason="aborted", initiator="local")]
+    # A RST that no full socket sends has no namespace before 6.15, and is rarely seen since.
+    lone_reset = hosts.KERNEL < (6, 15) or not _saw(outcome, "transmit", Flag.RST)
+    if outcome.name == "data_after_close" and span.kind == "server" and lone_reset:
+        return [replace(span, reason="fin")]
+    if outcome.name == "abandoned_connect" and span.kind == "server" and not _saw(outcome, "receive", Flag.RST):
+        # A moment decides whether the RST meets a full socket; and without the SYN-ACK there was no connection.
+        return [replace(span, reason=None, initiator=None)] if _saw(outcome, "transmit", Flag.SYN) else []
+    return [span]
 
 
 def test_spans_say_what_happened(outcome: Outcome, loader: Loader) -> None:
@@ -63,11 +72,7 @@ def test_spans_say_what_happened(outcome: Outcome, loader: Loader) -> None:
     expected = [Span(*list(vars(span).values())[:5]) for span in outcome.expected]
     told = outcome.told[loader].judged()
     if loader is Loader.BCC:
-        expected = [_told_by_bcc(span, outcome) for span in expected]
-    elif hosts.KERNEL < (6, 10):
-        # A program that waits for its connection can take the error off the socket before the kernel closes that.
-        told = Counter(replace(span, reason="timeout", initiator=None) if span.reason == "aborted" and
-                       outcome.name != "abandoned_connect" else span for span in told.elements())  # fmt: skip
+        expected = [left for span in expected for left in _told_by_bcc(span, outcome)]
     assert told == Counter(expected)
     for span in outcome.expected:
         if span.retransmits is not None:

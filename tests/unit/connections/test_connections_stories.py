@@ -338,6 +338,22 @@ def test_a_reset_that_cannot_belong_to_the_connection_is_not_its_end() -> None:
     assert connection.trace_id == from_initial_sequence(1000, 5000).trace_id
 
 
+@pytest.mark.parametrize("believed", [False, True])
+def test_a_reset_is_the_end_when_the_kernel_believes_it(believed: bool) -> None:
+    """What the socket sends after a RST says that it was ignored, unless the kernel closes it by that RST after all."""
+    end = End().handshake().sends("PA", 1, 1, 50).gets("R", 1).sends("PA", 51, 1, 50)
+    if believed:
+        end.socket(State.ESTABLISHED, sent=100)
+    else:
+        end.gets("A", 1, 101).waits(30 * SECOND).sends("FA", 101, 1).gets("FA", 1, 102).sends("A", 102, 2)
+        end.socket(State.FIN_WAIT2, sent=100)
+    connection = only(lived(told(end)))
+    reason = (CloseReason.RESET, "peer") if believed else (CloseReason.FIN, "local")
+    assert (connection.close_reason, connection.close_initiator) == reason
+    assert (connection.start, connection.bytes_sent) == (Start.OBSERVED, 100)
+    assert "tcp.rst" in names(connection)
+
+
 def test_an_attempt_goes_on_after_a_challenge() -> None:
     """An ACK from an older connection is answered by RST, the SYN sent again: one connection, and no error."""
     end = End().sends("S", state=State.SYN_SENT).gets("A", 777_777, 333_333).sends("R", 333_333)
