@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from tests.kernel.hosts import Direction, Lane, Packet, settle
+from tests.kernel.hosts import Direction, Lane, Packet, Policy, settle
 
 FIN, SYN, RST, PUSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 IPPROTO_MPTCP = 262
@@ -145,6 +145,19 @@ def kernel_counts(lane: Lane, port: int) -> dict[str, int]:
     found = {name: int(value) for name, value in re.findall(r"\b(bytes_\w+|segs_\w+):(\d+)", said)}
     retransmits = re.search(r"\bretrans:\d+/(\d+)", said)
     return {**found, "retransmits": int(retransmits[1]) if retransmits else 0}
+
+
+@contextmanager
+def meddling(lane: Lane, port: int, policy: Policy) -> Iterator[None]:
+    """Have a relay treat a scenario's own packets so, and none that an earlier one still has under way."""
+    assert lane.relay
+
+    def own(packet: Packet, way: Direction) -> list[Packet]:
+        ends = struct.unpack_from("!HH", packet, tcp_offset(packet))
+        return policy(packet, way) if any(0 <= end - port < PORTS_EACH for end in ends) else [packet]
+
+    with lane.relay.policy(own):
+        yield
 
 
 def checksum(data: bytes) -> int:
@@ -344,7 +357,7 @@ def congestion_marks(lane: Lane, port: int) -> list[Span]:
 
     one, other = lane.pair(port)
     if lane.relay:
-        with congestion_control(one, other), lane.relay.policy(mark):
+        with congestion_control(one, other), meddling(lane, port, mark):
             pump((one, other), 200_000)
         assert marked == 5
     else:
@@ -576,10 +589,9 @@ def raw(lane: Lane) -> Iterator[Callable[[bytes], object]]:
 @scenario(relayed)
 def simultaneous_open(lane: Lane, port: int) -> list[Span]:
     """Both ends dial each other, and their SYNs cross."""
-    assert lane.relay
     one, other = lane.dialling(port), lane.server.socket(lane.domain)
     other.bind((lane.server_address, port + 1))
-    with held(lane):
+    with held(lane, port):
         for end, to in ((one, (lane.server_address, port + 1)), (other, (lane.client_address, port))):
             end.setblocking(False)
             assert end.connect_ex(to) == errno.EINPROGRESS
@@ -594,9 +606,8 @@ def simultaneous_open(lane: Lane, port: int) -> list[Span]:
 
 
 @contextmanager
-def held(lane: Lane) -> Iterator[None]:
+def held(lane: Lane, port: int) -> Iterator[None]:
     """Packets wait on the wire until the end of the block; nothing overtakes them."""
-    assert lane.relay
     waiting: list[tuple[Direction, Packet]] = []
 
     def hold(packet: Packet, way: Direction) -> list[Packet]:
@@ -608,7 +619,7 @@ def held(lane: Lane) -> Iterator[None]:
             way.deliver(packet)
             waiting.remove((way, packet))
 
-    with lane.relay.policy(hold):
+    with meddling(lane, port, hold):
         yield
         deliver()
         settle(0.05)
@@ -621,7 +632,7 @@ def simultaneous_close(lane: Lane, port: int) -> list[Span]:
     one, other = lane.pair(port)
     talk(one, other, 10, 20)
     settle(0.1)
-    with held(lane):
+    with held(lane, port):
         one.shutdown(socket.SHUT_WR)
         other.shutdown(socket.SHUT_WR)
         settle(0.05)
@@ -634,7 +645,7 @@ def simultaneous_close(lane: Lane, port: int) -> list[Span]:
 @scenario(relayed)
 def abandoned_connect(lane: Lane, port: int) -> list[Span]:
     """The client gives up before anybody has answered."""
-    with lane.listen(port), held(lane), lane.dialling() as one:
+    with lane.listen(port), held(lane, port), lane.dialling() as one:
         one.setblocking(False)
         assert one.connect_ex((lane.server_address, port)) == errno.EINPROGRESS
         settle(0.1)
@@ -646,8 +657,7 @@ def abandoned_connect(lane: Lane, port: int) -> list[Span]:
 @scenario(relayed)
 def connect_into_nothing(lane: Lane, port: int) -> list[Span]:
     """Nobody answers the SYN."""
-    assert lane.relay
-    with lane.relay.policy(lambda packet, _: []), lane.dialling(TCP_SYNCNT=1) as one:
+    with meddling(lane, port, lambda packet, _: []), lane.dialling(TCP_SYNCNT=1) as one:
         assert connect_error(one, lane, port) == errno.ETIMEDOUT
     return [client("timeout", None)]
 
@@ -655,12 +665,11 @@ def connect_into_nothing(lane: Lane, port: int) -> list[Span]:
 @scenario(relayed)
 def host_gone(lane: Lane, port: int) -> list[Span]:
     """The wire goes dead under a connection: one end gives up, the other hears of it when the wire is back."""
-    assert lane.relay
     one, other = lane.pair(port)
     talk(one, other, 10, 20)
     settle(0.5)  # until the response is acknowledged, delayed as that may be
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000)
-    with lane.relay.policy(lambda packet, _: []):
+    with meddling(lane, port, lambda packet, _: []):
         one.sendall(b"lost")
         with suppress(TimeoutError):
             raise AssertionError(one.recv(1))
@@ -676,14 +685,13 @@ def host_gone(lane: Lane, port: int) -> list[Span]:
 @scenario(relayed)
 def unreachable(lane: Lane, port: int) -> list[Span]:
     """A router says by ICMP that there is no such host."""
-    assert lane.relay
 
     def say_so(packet: Packet, way: Direction) -> list[Packet]:
         if flags_of(packet) & SYN:
             way.other.deliver(icmp_unreachable(lane, packet))
         return []
 
-    with lane.relay.policy(say_so), lane.dialling() as one:
+    with meddling(lane, port, say_so), lane.dialling() as one:
         assert connect_error(one, lane, port) == errno.EHOSTUNREACH
     return [client("unreachable", None)]
 
@@ -707,7 +715,6 @@ def icmp_unreachable(lane: Lane, packet: Packet) -> Packet:
 @scenario(relayed)
 def loss_and_reordering(lane: Lane, port: int) -> list[Span]:
     """One data segment in twenty is lost, one in twenty overtaken."""
-    assert lane.relay
     count, chance = 300_000, random.Random(port)
     late: dict[str, Packet] = {}
 
@@ -723,7 +730,7 @@ def loss_and_reordering(lane: Lane, port: int) -> list[Span]:
         return [packet, *([late.pop(way.name)] if way.name in late else [])]
 
     one, other = lane.pair(port)
-    with congestion_control(one, other), lane.relay.policy(disturb):
+    with congestion_control(one, other), meddling(lane, port, disturb):
         pump((one, other), count)
         settle()
     counts = kernel_counts(lane, port)
@@ -746,7 +753,7 @@ def time_wait_answers(lane: Lane, port: int) -> list[Span]:
         return [packet]
 
     one, other = lane.pair(port)
-    with lane.relay.policy(remember):
+    with meddling(lane, port, remember):
         talk(one, other, 10, 20)
         close(one, other)
         settle(0.1)
@@ -759,11 +766,10 @@ def time_wait_answers(lane: Lane, port: int) -> list[Span]:
 @scenario(relayed)
 def fragments(lane: Lane, port: int) -> list[Span]:
     """The wire breaks every packet with data into IP fragments, and the second comes first."""
-    assert lane.relay
     numbers = iter(range(1, 1 << 16))
     one, other = lane.pair(port)
-    with lane.relay.policy(
-        lambda packet, _: fragmented(packet, next(numbers)) if payload_of(packet) > 100 else [packet]
+    with meddling(
+        lane, port, lambda packet, _: fragmented(packet, next(numbers)) if payload_of(packet) > 100 else [packet]
     ):
         talk(one, other, 20_000, 20_000)
         settle(0.1)

@@ -46,10 +46,10 @@ def test_super_packets_are_among_them(conformance: Run) -> None:
             assert told.super_packets, (found.lane.name, loader)
 
 
-def _saw(outcome: Outcome, wanted: str, flag: int) -> bool:
+def _saw(outcome: Outcome, wanted_way: str, wanted: int) -> bool:
     """Whether BCC's agent saw such a segment: not when no full socket sent or received it."""
     told = outcome.told[Loader.BCC].segments
-    return any(way == wanted and flags & flag for way, *_, flags, _payload, _window in told)
+    return any(way == wanted_way and flags & wanted == wanted for way, *_, flags, _payload, _window in told)
 
 
 def _told_by_bcc(span: Span, outcome: Outcome) -> list[Span]:
@@ -60,9 +60,11 @@ def _told_by_bcc(span: Span, outcome: Outcome) -> list[Span]:
     lone_reset = hosts.KERNEL < (6, 15) or not _saw(outcome, "transmit", Flag.RST)
     if outcome.name == "data_after_close" and span.kind == "server" and lone_reset:
         return [replace(span, reason="fin")]
-    if outcome.name == "abandoned_connect" and span.kind == "server" and not _saw(outcome, "receive", Flag.RST):
-        # A moment decides whether the RST meets a full socket; and without the SYN-ACK there was no connection.
-        return [replace(span, reason=None, initiator=None)] if _saw(outcome, "transmit", Flag.SYN) else []
+    if outcome.name == "abandoned_connect" and span.kind == "server":
+        if not _saw(outcome, "transmit", Flag.SYN | Flag.ACK):
+            return []  # nobody knows that the server answered
+        if not _saw(outcome, "receive", Flag.RST):  # a moment decides whether it meets a full socket
+            return [replace(span, reason=None, initiator=None)]
     return [span]
 
 
