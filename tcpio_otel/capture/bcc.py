@@ -29,7 +29,7 @@ COMPILER = Path(__file__).with_name("bcc_compile.py")
 PYTHONS = ("/usr/bin/python3", sys.executable)
 """Where BCC is looked for: it comes with the distribution, for the distribution's Python."""
 
-COMPILE_S = 120
+COMPILE_S = 300
 MAX_CPUS = 1024
 _INSTRUCTION = struct.Struct("<BBhi")
 _LOAD_64, _PSEUDO_MAP_FD, _CALL, _MOVE_64 = 0x18, 1, 0x85, 0xB7
