@@ -64,7 +64,7 @@ def _told_by_bcc(span: Span, outcome: Outcome) -> list[Span]:
         if not _saw(outcome, "transmit", Flag.SYN | Flag.ACK):
             return []  # nobody knows that the server answered
         if not _saw(outcome, "receive", Flag.RST):  # a moment decides whether it meets a full socket
-            return [replace(span, reason=None, initiator=None)]
+            return [replace(span, reason="timeout", initiator=None)]
     return [span]
 
 
