@@ -161,22 +161,21 @@ class Outcome:
         may be missing. Without the kernel's types none is told that no full socket received. Of those that none sent,
         some kernels show a few: they are allowed, not asked for.
         """
-        told, captured = self.told[loader].segments, self.captured
-        if hosts.KERNEL < (5, 17):
-            twins = {segment for segment in captured if segment[0] == "receive" and told[segment]}
-            captured = Counter(
-                {found: min(count, told[found]) if found in twins else count for found, count in captured.items()}
+        told, expected = self.told[loader].segments, self.captured
+        if loader is Loader.BCC:
+            expected = expected - Counter(
+                {
+                    segment: count
+                    if segment[0] == "receive"
+                    else max(0, min(count, self.captured[segment] - told[segment]))
+                    for segment, count in self.without_socket.items()
+                }
             )
-        if loader is Loader.LIBBPF:
-            return captured
-        return captured - Counter(
-            {
-                segment: count
-                if segment[0] == "receive"
-                else max(0, min(count, self.captured[segment] - told[segment]))
-                for segment, count in self.without_socket.items()
-            }
-        )
+        if hosts.KERNEL < (5, 17):
+            twins = [segment for segment in expected if segment[0] == "receive" and told[segment]]
+            expected = expected.copy()
+            expected.update({segment: min(0, told[segment] - expected[segment]) for segment in twins})
+        return expected
 
 
 @dataclass
