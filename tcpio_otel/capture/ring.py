@@ -161,8 +161,8 @@ class Rings:
             records, left = ring.take()
             if len(records):
                 runs.append(records)
-                if left:
-                    watermark_ns = min(watermark_ns, int(records["time_ns"][-1]))
+            if left:  # at the least behind a record that is still being written, whose time nobody knows
+                watermark_ns = min(watermark_ns, int(records["time_ns"][-1]) if len(records) else 0)
             more |= left and len(records) == DRAIN_LIMIT
         return self._merger.merge(runs, None if everything and not more else watermark_ns), more
 

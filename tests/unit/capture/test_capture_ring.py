@@ -1,6 +1,7 @@
 """Rings to batches: order, busy and discarded records, garbage."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcpio_otel.batch import RECORD, Kind
+from tcpio_otel.capture import ring
 from tcpio_otel.capture.ring import BUSY, DISCARD, SLOT, Merger, parse
 from tcpio_otel.errors import EnvironmentFault
 
@@ -83,6 +85,26 @@ def test_merged_runs_are_complete_and_in_order(runs: list[list[int]], watermarks
     released += merger.merge(pending, None)["time_ns"].tolist()
     assert sorted(released) == sorted(time for run in runs for time in run)
     assert merger.held_packets == 0
+
+
+def test_a_record_that_is_being_written_holds_other_rings_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands behind it may be older than what the other rings gave already."""
+    waiting = {3: iter([([], True), ([5, 6], False)]), 4: iter([([7], False), ([8], False)])}
+
+    class Told:
+        def __init__(self, fd: int, size_bytes: int) -> None:
+            del size_bytes
+            self.script = waiting[fd]
+
+        def take(self) -> tuple[np.ndarray, bool]:
+            times, left = next(self.script)
+            return slots(times)["record"].copy(), left
+
+    monkeypatch.setattr(ring, "Ring", Told)
+    monkeypatch.setattr(ring.select, "epoll", lambda: SimpleNamespace(register=lambda *_: None))
+    rings = ring.Rings([3, 4], 4096, np.empty(0, RECORD), lambda: 10**9)
+    assert [rings.drain()[0]["time_ns"].tolist() for _ in range(2)] == [[], [5, 6, 7, 8]]
+    assert rings.late == 0
 
 
 def test_records_behind_a_release_are_counted_late() -> None:
