@@ -41,6 +41,7 @@ def image(version: str) -> Image:
     directory = CACHE / version
     if not (directory / ".complete").exists():
         shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
         _unpack(version, directory)
         (directory / ".complete").touch()
     found = [*directory.glob("boot/vmlinuz-*"), *directory.glob("usr/lib/modules/*/vmlinuz")]
