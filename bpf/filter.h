@@ -6,6 +6,8 @@
 #ifndef TCPIO_FILTER_H
 #define TCPIO_FILTER_H
 
+#include "http.h"
+
 /* Key of the longest-prefix-match map of wanted networks; IPv4 prefixes are 96 bits longer than they are written. */
 struct tcpio_network {
 	__u32 prefix_bits;
@@ -16,8 +18,10 @@ struct tcpio_control {
 	__u32 agent_tgid;     /* the probe fills it in: the agent cannot know its id outside its pid namespace */
 	__u32 port_filter;    /* 0: every port passes */
 	__u32 network_filter; /* 0: every address passes */
+	__u32 netns;	      /* the only network namespace that passes, by inode; 0: every one does */
 	__u32 wakeup_bytes;   /* a ring that fills beyond this wakes the agent */
 	__u32 sees_syn_acks;  /* the probe fills it in: egress shows IPv6 SYN-ACKs of request sockets */
+	__u32 http_headers;   /* look for trace contexts in the heads of HTTP requests */
 	__u32 reserved;
 	__u64 tcp_v4_rcv[2]; /* addresses of the kernel's code: first, one past the last; 0: unknown */
 	__u64 tcp_v6_rcv[2];
@@ -34,6 +38,11 @@ struct tcpio_owner {
 	__u8 name[16];
 	__u32 netns; /* the low half of the namespace's cookie; 0: unknown */
 	__u32 role;  /* enum tcpio_role */
+	struct tcpio_stream stream;
+	__u16 contexts;	 /* that were reported, or should have been */
+	__u16 idle_tags; /* how many in a row came with nothing sent or received in between */
+	__u32 tagged_at; /* the sum of both sequence numbers at the last tag */
+	__u64 published; /* the span id that was last read from the map of published contexts */
 };
 
 enum tcpio_role {

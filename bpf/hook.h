@@ -138,6 +138,11 @@ static __always_inline void note_opening(const struct context *context, const st
 	}
 }
 
+static __always_inline bool wanted_netns(const struct context *context, const struct tcpio_tuple *tuple)
+{
+	return !context->control->netns || context->control->netns == tuple->netns;
+}
+
 /* Counts one packet; true when nothing filters it. */
 static __always_inline bool wanted(const struct context *context, const struct tcpio_tuple *tuple,
 				   const struct tcpio_owner *owner)
@@ -145,6 +150,10 @@ static __always_inline bool wanted(const struct context *context, const struct t
 	COUNT(context->counters->seen);
 	if (own_connection(context, tuple, owner)) {
 		COUNT(context->counters->filtered_own);
+		return false;
+	}
+	if (!wanted_netns(context, tuple)) {
+		COUNT(context->counters->filtered_netns);
 		return false;
 	}
 	if (!tcpio_wanted_port(context->control, tuple)) {
@@ -161,7 +170,8 @@ static __always_inline bool wanted(const struct context *context, const struct t
 static __always_inline bool wanted_fact(const struct context *context, const struct tcpio_tuple *tuple,
 					const struct tcpio_owner *owner)
 {
-	return !own_connection(context, tuple, owner) && tcpio_wanted_port(context->control, tuple) &&
+	return !own_connection(context, tuple, owner) && wanted_netns(context, tuple) &&
+	       tcpio_wanted_port(context->control, tuple) &&
 	       (!context->control->network_filter || tcpio_wanted_network(MAP(networks), tuple));
 }
 

@@ -9,12 +9,28 @@
 #ifndef TCPIO_RECORD_H
 #define TCPIO_RECORD_H
 
-#define TCPIO_RECORD_VERSION 2
+#define TCPIO_RECORD_VERSION 3
 
 enum tcpio_kind {
-	TCPIO_PACKET = 1, /* one segment or GSO super-packet: union member packet */
-	TCPIO_SOCKET = 2, /* a socket's own totals, at a change of state or on request: union member socket */
-	TCPIO_RESET = 3,  /* the kernel decided to send RST and said why: union member socket, reason only */
+	TCPIO_PACKET = 1,  /* one segment or GSO super-packet: union member packet */
+	TCPIO_SOCKET = 2,  /* a socket's own totals, at a change of state or on request: union member socket */
+	TCPIO_RESET = 3,   /* the kernel decided to send RST and said why: union member socket, reason only */
+	TCPIO_CONTEXT = 4, /* a trace context begins on a connection: union member context */
+};
+
+/* Where a context is known from. */
+enum tcpio_origin {
+	TCPIO_ORIGIN_TAG = 1,	      /* the application said so, by the socket option */
+	TCPIO_ORIGIN_TRACEPARENT = 2, /* the head of an HTTP request */
+	TCPIO_ORIGIN_B3 = 3,	      /* likewise */
+	TCPIO_ORIGIN_PUBLISHED =
+		4, /* the map in which OpenTelemetry eBPF Instrumentation publishes threads' contexts */
+};
+
+enum tcpio_context_mark {
+	TCPIO_CONTEXT_SHARED =
+		1 << 0, /* one of several that the connection serves at a time: it has no bytes of its own */
+	TCPIO_CONTEXT_EARLY = 1 << 1, /* before the handshake was complete: it begins where the connection does */
 };
 
 enum tcpio_direction {
@@ -62,7 +78,8 @@ struct tcpio_record {
 			__u16 gso_size;	   /* payload bytes of each segment but the last; 0: a single segment */
 			__u16 header_local_port;
 			__u16 header_peer_port;
-			__u16 reserved[2];
+			__u16 contexts; /* how many the socket has had by then, modulo 2^16 */
+			__u16 reserved;
 			__u8 header_local_address[16];
 			__u8 header_peer_address[16];
 		} packet;
@@ -86,6 +103,16 @@ struct tcpio_record {
 			__u32 reason;	/* enum sk_rst_reason of the running kernel (kind RESET); 0: none */
 			__u32 reserved;
 		} socket;
+		struct {
+			__u8 trace_id[16]; /* all zero: from here on the connection is in no known context */
+			__u8 span_id[8];
+			__u32 sent_seq;	    /* where it begins in what this end sends */
+			__u32 received_seq; /* and in what it receives */
+			__u16 serial;	    /* counts the socket's contexts from 1 on: a gap tells that one was lost */
+			__u8 origin;	    /* enum tcpio_origin */
+			__u8 context_marks; /* enum tcpio_context_mark */
+			__u32 reserved;
+		} context;
 	};
 };
 
@@ -97,8 +124,8 @@ struct tcpio_counters {
 	__u64 filtered_cidr;
 	__u64 filtered_own;
 	__u64 lost;	  /* packet records for which the ring had no room */
-	__u64 lost_facts; /* socket and reset records for which the ring had no room */
-	__u64 reserved;
+	__u64 lost_facts; /* records of other kinds for which the ring had no room */
+	__u64 filtered_netns;
 };
 
 #endif

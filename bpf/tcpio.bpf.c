@@ -11,6 +11,7 @@
  *   cgroup/sock_create           who owns a socket; accepted sockets inherit it from their listener
  *   tp_btf/tcp_rcv_space_adjust  who really reads from it: a pre-forked worker, say
  *   iter/task_file               sockets older than the agent, and all sockets when it stops
+ *   cgroup/setsockopt            which trace a connection serves, as the application says (context.h)
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -244,9 +245,22 @@ static __always_inline __u32 ipv6_memory(const void *packet, __u8 next)
 	return ipv6_payload_memory((__u64)packet, next);
 }
 
-static __always_inline bool decode_skb(struct tcpio_headers *headers, __u8 direction, struct __sk_buff *skb)
+/* Functions of their own, so that what they need of the stack is free again when a head is read further down. */
+static __noinline bool decode_skb(struct tcpio_headers *headers, __u8 direction, struct __sk_buff *skb)
 {
 	return tcpio_decode(headers, direction, skb, load_skb, ipv6_skb);
+}
+
+static __noinline bool is_wanted(const struct context *context, const struct tcpio_tuple *tuple,
+				 const struct tcpio_owner *owner)
+{
+	return wanted(context, tuple, owner);
+}
+
+static __noinline void note_syn(const struct context *context, const struct tcpio_headers *headers,
+				const struct tcpio_owner *owner)
+{
+	note_opening(context, &headers->tuple, owner);
 }
 
 static __always_inline bool decode_memory(struct tcpio_headers *headers, __u8 direction, const void *network)
@@ -255,7 +269,7 @@ static __always_inline bool decode_memory(struct tcpio_headers *headers, __u8 di
 }
 
 /* Reports a socket that is older than the agent and that no process's files led to: one never accepted, say. */
-static __always_inline void announce(const struct context *context, struct tcp_sock *tp,
+static __noinline void announce(const struct context *context, struct tcp_sock *tp,
 				     const struct tcpio_owner *owner)
 {
 	__u8 state = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state);
@@ -270,16 +284,7 @@ static __always_inline void announce(const struct context *context, struct tcp_s
 	submit(context, ring, record);
 }
 
-/* The namespace of a socket that is no TCP socket: no helper turns it into a kernel pointer, so its address takes
- * the way through memory. */
-static __always_inline __u32 netns_of_raw(struct scratch *scratch, struct bpf_sock *sk)
-{
-	struct sock *kernel_socket;
-
-	*(struct bpf_sock *volatile *)&scratch->socket = sk;
-	kernel_socket = (struct sock *)*(volatile __u64 *)&scratch->socket;
-	return BPF_CORE_READ(kernel_socket, __sk_common.skc_net.net, ns.inum);
-}
+#include "context.h"
 
 static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 {
@@ -314,7 +319,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 		tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp) {
 		tuple = headers.tuple;
-		tuple.netns = netns_of_raw(scratch, sk);
+		tuple.netns = BPF_CORE_READ(kernel_socket(scratch, sk), __sk_common.skc_net.net, ns.inum);
 		marks = TCPIO_MARK_NO_SOCKET;
 	} else if (sk->state == TCP_LISTEN) {
 		tuple = headers.tuple;
@@ -331,9 +336,15 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 			marks |= TCPIO_MARK_RETRANSMIT;
 	}
 	if (sent && (headers.flags & (FLAG_SYN | FLAG_ACK)) == FLAG_SYN)
-		note_opening(&context, &headers.tuple, owner);
-	if (!wanted(&context, &tuple, owner))
+		note_syn(&context, &headers, owner);
+	if (!is_wanted(&context, &tuple, owner))
 		return 1;
+	if (tp && owner && !(marks & TCPIO_MARK_LISTENER)) {
+		if (context.control->http_headers && may_hold_request(skb, &headers, direction, &owner->stream))
+			read_requests(skb, &headers, direction, &owner->stream);
+		if (reads_published && sent && skb->len > headers.header_bytes && !(marks & TCPIO_MARK_RETRANSMIT))
+			read_published(&context, &headers, tp, owner);
+	}
 	record = reserve_packet(&context, &ring, &tuple, &headers, direction, skb->len);
 	if (!record)
 		return 1;
@@ -343,8 +354,10 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 	record->packet.marks = marks;
 	if (tp)
 		record->state = sk->state;
-	if (owner)
+	if (owner) {
 		fill_owner(record, owner);
+		record->packet.contexts = owner->contexts;
+	}
 	if (!tp)
 		remember(&scratch->reply, &headers, skb->len);
 	submit(&context, ring, record);

@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tcpio_otel import privileges
-from tcpio_otel.capture.control import Filters
+from tcpio_otel.capture.control import ContextSources, Filters
 from tcpio_otel.capture.loaders import Vocabulary
 from tcpio_otel.capture.probe import Probe
 from tcpio_otel.clock import boot_ns
@@ -71,7 +72,7 @@ class Stop:
 
 @contextlib.contextmanager
 def opened(
-    config: Config, ledger: Ledger, prepare: Callable[[], None] = lambda: None
+    config: Config, ledger: Ledger, prepare: Callable[[], None] = lambda: None, contexts: ContextSources | None = None
 ) -> Iterator[tuple[Source, Vocabulary]]:
     """The source that the configuration names, ready to be read; all privileges are gone then.
 
@@ -79,11 +80,12 @@ def opened(
         config: what to capture.
         ledger: told what the source sees.
         prepare: what else needs privileges, done before they go.
+        contexts: where a probe looks for trace contexts; nowhere, if not given.
 
     Raises:
         EnvironmentFault: the live source cannot run here.
     """
-    filters = Filters(config.capture.ports, config.capture.cidrs)
+    filters = Filters(config.capture.ports, config.capture.cidrs, _netns(config.capture.network_namespace))
     with ExitStack() as stack:
         prepare()
         if (path := config.capture_file) is not None:
@@ -106,6 +108,7 @@ def opened(
                 memory_bytes=config.capture.ring_memory,
                 cgroup=config.capture.cgroup,
                 loader=config.capture.loader,
+                contexts=contexts or ContextSources(),
             )
         )
         privileges.drop_all()
@@ -141,7 +144,10 @@ def run(config: Config, terminal: IO[str]) -> int:
     """
     ledger, stop = Ledger(), Stop(config.duration)
     share_one_heap()
-    with stop.on_signals(), opened(config, ledger, lambda: _make_directory(config)) as (source, vocabulary):
+    with (
+        stop.on_signals(),
+        opened(config, ledger, lambda: _make_directory(config), _contexts(config)) as (source, vocabulary),
+    ):
         from tcpio_otel.outputs import Outputs
 
         outputs = Outputs(config, vocabulary, ledger, boot_ns)
@@ -173,6 +179,30 @@ def run(config: Config, terminal: IO[str]) -> int:
     return 0
 
 
+def _netns(file: Path | None) -> int:
+    """The inode of a network namespace; 0 without one.
+
+    Raises:
+        EnvironmentFault: there is no such file, or it is none.
+    """
+    if file is None:
+        return 0
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read the network namespace {file}: {error.strerror}") from None
+    if found.st_dev != Path("/proc/self/ns/net").stat().st_dev:
+        raise EnvironmentFault(f"{file} is no network namespace: give one such as /run/netns/NAME or /proc/PID/ns/net")
+    return found.st_ino
+
+
+def _contexts(config: Config) -> ContextSources:
+    wanted = config.correlation
+    return ContextSources(
+        wanted.socket_tags, wanted.http_headers, wanted.published_map if wanted.published_contexts else None
+    )
+
+
 def _make_directory(config: Config) -> None:
     """Make the directory of the files while that is still allowed everywhere.
 
@@ -187,19 +217,23 @@ def _make_directory(config: Config) -> None:
 
 
 def _pipeline(config: Config, ledger: Ledger, vocabulary: Vocabulary, outputs: Outputs, source: Source) -> Pipeline:
+    from tcpio_otel.correlation.contexts import ContextTable
     from tcpio_otel.pipeline import Pipeline
 
     return Pipeline(
         ledger=ledger,
+        contexts=ContextTable(quiet_ns=int(config.correlation.quiet * 1e9)),
         connections=_table(config, vocabulary, float(config.connections.summary_interval)),
         packet_encoder=outputs.packet_encoder,
         encode_spans=outputs.encode_spans,
         encode_summaries=outputs.encode_summaries,
+        encode_requests=outputs.encode_requests,
         logs=outputs.logs,
         summaries=outputs.summaries,
         traces=outputs.traces,
         clock=boot_ns,
         handshake_wait_ns=int(config.connections.handshake_wait * 1e9),
+        context_wait_ns=int(config.correlation.wait * 1e9),
         paced=source.paced,
     )
 
@@ -282,13 +316,16 @@ class _View:
             logger.info("%s", log_line(status, self._before))
         self._before = status
 
+    def _faults(self) -> dict[str, int]:
+        return self._source.faults() | self._pipeline.faults()
+
     def send_metrics(self) -> None:
         """Queue the agent's own metrics as of now."""
         from tcpio_otel.encoding.metrics import Observation, metrics_request
 
         observation = Observation(
             self._started_ns, time.time_ns(), self._ledger.balance(), self._pipeline.connections.open_connections,
-            self._source.faults(), self._outputs.exports.counts(),
+            self._faults(), self._outputs.exports.counts(),
         )  # fmt: skip
         self._outputs.send_metrics(*metrics_request(observation, self._outputs.resource))
 
@@ -296,9 +333,7 @@ class _View:
         """The ledger, and what else is worth knowing at the end."""
         from tcpio_otel.summary import ledger_line
 
-        faults = ", ".join(
-            f"{name.replace('_', ' ')} {count}" for name, count in self._source.faults().items() if count
-        )
+        faults = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in self._faults().items() if count)
         lines = [ledger_line(self._ledger.balance())]
         for signal_name, counts in self._outputs.exports.counts().items():
             failed = ", ".join(f"{reason} {count}" for reason, count in (counts.failed or {}).items())

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-RECORD_VERSION = 1
-
 
 class Kind(IntEnum):
     """`enum tcpio_kind`."""
@@ -21,6 +19,23 @@ class Kind(IntEnum):
     PACKET = 1
     SOCKET = 2
     RESET = 3
+    CONTEXT = 4
+
+
+class Origin(IntEnum):
+    """`enum tcpio_origin`: where a trace context is known from."""
+
+    TAG = 1
+    TRACEPARENT = 2
+    B3 = 3
+    PUBLISHED = 4
+
+
+class ContextMark(IntFlag):
+    """`enum tcpio_context_mark`."""
+
+    SHARED = 1
+    EARLY = 2
 
 
 class Direction(IntEnum):
@@ -107,6 +122,7 @@ RECORD = _layout(
     ("gso_size", "<u2", 102),
     ("header_local_port", "<u2", 104),
     ("header_peer_port", "<u2", 106),
+    ("contexts", "<u2", 108),
     ("header_local_address", "V16", 112),
     ("header_peer_address", "V16", 128),
     # kinds SOCKET and RESET
@@ -127,6 +143,14 @@ RECORD = _layout(
     ("new_state", "u1", 149),
     ("error", "<u2", 150),
     ("reason", "<u4", 152),
+    # kind CONTEXT
+    ("trace_id", "V16", 80),
+    ("span_id", "V8", 96),
+    ("sent_seq", "<u4", 104),
+    ("received_seq", "<u4", 108),
+    ("serial", "<u2", 112),
+    ("origin", "u1", 114),
+    ("context_marks", "u1", 115),
     itemsize=160,
 )
 
@@ -143,16 +167,22 @@ IPV4_PREFIX = bytes(10) + b"\xff\xff"
 FLOW = np.dtype(
     [
         ("version", "<u8"),
+        ("born", "<u8"),
         ("trace_id", "V16"),
         ("span_id", "V8"),
         ("identified", "?"),
+        ("server", "?"),
         ("pid", "<u4"),
         ("process_name", "S16"),
     ],
     align=True,
 )
-"""What the connection table publishes of a slot: `version` is unique over slots and rises with every change of the
-rest, so that a consumer knows when its own copy is stale; the ids are zero until `identified`."""
+"""What the connection table publishes of a slot.
+
+`version` is unique over slots and rises with every change of the rest, so that a consumer knows when its own copy is
+stale; `born` is unique over connections, and 0 where there is none; the ids are zero until `identified`; `server` says
+whether this end was connected to.
+"""
 
 
 @dataclass(frozen=True)
@@ -184,12 +214,36 @@ class Batch:
         return self.records if self.is_packet.all() else pick(self.records, self.is_packet)
 
 
+NO_CONTEXT, INTERLEAVED, FIRST_CONTEXT = 0, 1, 2
+"""Numbers of contexts: a packet's is not known; it is one of several on its connection; the first that is one."""
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The trace contexts of packets, as their applications have them.
+
+    `numbers` (int64, shape (n,)) says which row of `ids` (24 bytes and more: trace id, then span id) each packet
+    served, or that none is known. `spans` (int32, shape (n,)) is 0, or, for a packet that reaches over several
+    contexts, 1 + the place of all their ids in `sets`.
+    """
+
+    numbers: NDArray[np.int64]
+    spans: NDArray[np.int32]
+    sets: tuple[tuple[tuple[bytes, bytes], ...], ...]
+    ids: NDArray[np.void]
+
+    def part(self, rows: slice) -> "Contexts":
+        """Those of some packets, side by side."""
+        return replace(self, numbers=self.numbers[rows], spans=self.spans[rows])
+
+
 @dataclass(frozen=True)
 class Packets:
     """Packet records, and all it takes to encode them.
 
     `records` has dtype RECORD and shape (n,), contiguous, all of kind PACKET; `slots` (int64, shape (n,)) says which
-    row of `flows` (dtype FLOW) each belongs to. `unix_offset_ns` and `observed_ns` are those of their batch.
+    row of `flows` (dtype FLOW) each belongs to. `unix_offset_ns` and `observed_ns` are those of their batch. `contexts`
+    is None where no application's traces are known.
     """
 
     records: NDArray[np.void]
@@ -197,13 +251,15 @@ class Packets:
     flows: NDArray[np.void]
     unix_offset_ns: int
     observed_ns: int
+    contexts: Contexts | None = None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def part(self, rows: slice) -> "Packets":
         """Some of them, side by side."""
-        return replace(self, records=self.records[rows], slots=self.slots[rows])
+        contexts = self.contexts.part(rows) if self.contexts else None
+        return replace(self, records=self.records[rows], slots=self.slots[rows], contexts=contexts)
 
     @property
     def unix_ns(self) -> NDArray[np.uint64]:

@@ -65,6 +65,9 @@ class Capture:
         Loader.AUTO,
     )
     cgroup: Path | None = key("root of the cgroup v2 tree; unset: found by itself", None)
+    network_namespace: Path | None = key(
+        "record one network namespace only: a file such as /run/netns/NAME or /proc/PID/ns/net; unset: all", None
+    )
     ring_memory: Bytes = key("memory of all ring buffers together", Bytes(16 << 20), least=1 << 16, most=1 << 34)
     queue_memory: Bytes = key(
         "memory for records that came in a burst and wait to be processed",
@@ -90,6 +93,30 @@ class Connections:
         "how often an open connection that is not silent sends a summary; 0: never", Seconds(300), least=0, most=86_400
     )
     handshake_wait: Seconds = key("how long packet logs wait for trace ids", Seconds(3), least=0, most=60)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How packets find the traces of applications."""
+
+    socket_tags: bool = key("take the contexts that applications set on their sockets", True)
+    http_headers: bool = key("look for traceparent and b3 in the heads of HTTP/1 requests in clear text", True)
+    published_contexts: bool = key(
+        "read the contexts that OpenTelemetry eBPF Instrumentation publishes, where its map exists", True
+    )
+    published_map: Path = key("where it pins that map", Path("/sys/fs/bpf/otel/traces_ctx_v1"))
+    wait: Seconds = key(
+        "how long what a server received waits for the context that its application will set; 0: it goes without",
+        Seconds(0.5),
+        least=0,
+        most=10,
+    )
+    quiet: Seconds = key(
+        "a request that was answered, and of which nothing was heard for so long, is summed up",
+        Seconds(5),
+        least=0.01,
+        most=3600,
+    )
 
 
 @dataclass(frozen=True)
@@ -183,6 +210,7 @@ class Config:
     )
     capture: Capture = key("what is recorded", Capture)
     connections: Connections = key("how connections are followed", Connections)
+    correlation: Correlation = key("how packets find traces", Correlation)
     export: ExportSettings = key("where it is sent", ExportSettings)
     batch: Batch = key("how many records make a request", Batch)
     file: File = key("OTLP/JSON files", File)

@@ -76,6 +76,12 @@ def _bytes(text: str) -> Bytes:
     return Bytes(int(found[1]) * _UNITS_BYTES[found[2] or "B"])
 
 
+def _boolean(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("true or false")
+    return text == "true"
+
+
 def _integer(text: str) -> int:
     if not _INTEGER.fullmatch(text):
         raise ValueError("a whole number")
@@ -124,6 +130,7 @@ def _source(text: str) -> Source:
 _PARSERS: dict[Any, Callable[[str], Any]] = {
     Seconds: _seconds,
     Bytes: _bytes,
+    bool: _boolean,
     int: _integer,
     str: str,
     Path: _path,
@@ -138,7 +145,7 @@ def parse(kind: Any, text: str) -> Any:
     """A value of a kind from text.
 
     Args:
-        kind: one of the types of this module, `int`, `str`, `Path`, or a `StrEnum`.
+        kind: one of the types of this module, `bool`, `int`, `str`, `Path`, or a `StrEnum`.
         text: as it stands in a file, a variable or a flag.
 
     Raises:
@@ -176,7 +183,7 @@ def parse_pairs(text: str) -> dict[str, str]:
 
 
 def show(value: Any) -> Any:
-    """A value as YAML writes it: text, a whole number, None, or lists and mappings of those."""
+    """A value as YAML writes it: text, a whole number, true or false, None, or lists and mappings of those."""
     if isinstance(value, Seconds):
         exact = Decimal(repr(float(value)))
         units = ("h", "m", "s") if exact % 1 == 0 else ("ms",) if exact < 1 else ("s",)
@@ -193,6 +200,6 @@ def show(value: Any) -> Any:
         return [show(part) for part in value]
     if isinstance(value, Mapping):
         return dict(value)
-    if value is None or type(value) in (int, str):
+    if value is None or type(value) in (bool, int, str):
         return value
     return str(value)

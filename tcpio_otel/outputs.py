@@ -10,14 +10,16 @@ from opentelemetry.sdk.resources import Resource
 from tcpio_otel.capture.loaders import Vocabulary
 from tcpio_otel.clock import Nanoseconds
 from tcpio_otel.config import Config, Export
-from tcpio_otel.connections.events import Connection
+from tcpio_otel.connections.events import Connection, Ends
+from tcpio_otel.correlation.events import Request as ServedRequest
 from tcpio_otel.encoding import names, proto_json
 from tcpio_otel.encoding.metrics import ExportCounts
 from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
 from tcpio_otel.encoding.packet_json import PacketJsonEncoder
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
+from tcpio_otel.encoding.requests import Links, request_log, request_log_json
 from tcpio_otel.encoding.resource import host_resource, message
-from tcpio_otel.encoding.spans import SCOPE, SpanEncoder, SpanJsonEncoder
+from tcpio_otel.encoding.spans import SCOPE, SpanEncoder, SpanJsonEncoder, items
 from tcpio_otel.errors import EnvironmentFault
 from tcpio_otel.export.batcher import Batcher
 from tcpio_otel.export.files import FileTransport
@@ -91,8 +93,9 @@ class Outputs:
 
     Attributes:
         packet_encoder: turns packet records into items of the logs signal.
-        encode_spans: turns ended connections into items of the traces signal.
+        encode_spans: turns ended connections, and what each has served, into items of the traces signal.
         encode_summaries: turns open connections, and the Unix time of now, into items of the logs signal.
+        encode_requests: turns requests that are over likewise, each with the connection that it went over.
         logs, summaries, traces: outputs of packets, of open connections and of spans, None where the signal is off.
         exports: the counts of all signals.
         destination: where everything goes, for people.
@@ -112,10 +115,18 @@ class Outputs:
         self.packet_encoder: PacketEncoder = (
             PacketJsonEncoder(vocabulary.drop_reasons) if as_json else PacketLogEncoder(vocabulary.drop_reasons)
         )
-        self.encode_spans: Callable[[list[Connection]], Items] = self._connection_encoder(Signal.TRACES).encode
+        self.encode_spans: Callable[[list[Connection], list[Links]], Items] = self._connection_encoder(
+            Signal.TRACES
+        ).encode
         self.encode_summaries: Callable[[list[Connection], int], Items] = self._connection_encoder(
             Signal.LOGS
         ).encode_summaries
+        encode_request = request_log_json if as_json else request_log
+
+        def encode_requests(requests: list[tuple[ServedRequest, Ends | None]], observed_ns: int) -> Items:
+            return items([encode_request(request, ends, observed_ns) for request, ends in requests])
+
+        self.encode_requests = encode_requests
         logs = self._sender(Signal.LOGS)
         self.logs = self._output(Signal.LOGS, logs, packets=True)
         self.summaries = self._output(Signal.LOGS, logs)

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from tcpio_otel.batch import Batch, Packets, pick
 from tcpio_otel.clock import Nanoseconds
-from tcpio_otel.connections.events import Connection
+from tcpio_otel.connections.events import Connection, Ends
 from tcpio_otel.connections.table import ConnectionTable
+from tcpio_otel.correlation.contexts import ContextTable
+from tcpio_otel.correlation.events import Request as ServedRequest
+from tcpio_otel.encoding.requests import Links
 from tcpio_otel.export.batcher import Batcher
 from tcpio_otel.export.sender import Sender
 from tcpio_otel.ledger import Ledger
@@ -25,7 +28,7 @@ SPANS_AT_ONCE = 64
 """Connections encoded in one go, which bounds the memory that a burst of ends takes."""
 
 HELD_RECORDS_LIMIT = 1 << 16
-"""Packet records whose logs may wait for a handshake to complete; beyond it the oldest go without ids."""
+"""Packet records whose logs may wait for a handshake to complete, or for a context; beyond it the oldest go without."""
 
 
 class Source(Protocol):
@@ -89,13 +92,13 @@ class Output:
 
 @dataclass(frozen=True)
 class _Held:
-    """Packet rows whose logs wait for the ids of their connection."""
+    """Packet rows whose logs wait for the ids of their connection, or for the context that they belong to."""
 
     records: NDArray[np.void]
     slots: NDArray[np.int64]
     unix_offset_ns: int
     observed_ns: int
-    deadline_ns: int
+    arrived_ns: int
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -127,23 +130,27 @@ class Pipeline:
         *,
         ledger: Ledger,
         connections: ConnectionTable,
+        contexts: ContextTable,
         packet_encoder: PacketEncoder,
-        encode_spans: Callable[[list[Connection]], Items],
+        encode_spans: Callable[[list[Connection], list[Links]], Items],
+        encode_requests: Callable[[list[tuple[ServedRequest, Ends | None]], int], Items],
         encode_summaries: Callable[[list[Connection], int], Items],
         logs: Output | None,
         summaries: Output | None,
         traces: Output | None,
         clock: Nanoseconds,
         handshake_wait_ns: int,
+        context_wait_ns: int,
         paced: bool,
     ) -> None:
-        self._ledger, self._connections = ledger, connections
+        self._ledger, self._connections, self._contexts = ledger, connections, contexts
         self._packet_encoder, self._encode_spans = packet_encoder, encode_spans
-        self._encode_summaries = encode_summaries
+        self._encode_summaries, self._encode_requests = encode_summaries, encode_requests
+        self._context_wait_ns = context_wait_ns
         self._logs, self._summaries, self._traces = logs, summaries, traces
         self._clock, self._handshake_wait_ns, self._paced = clock, handshake_wait_ns, paced
         self._held: deque[_Held] = deque()
-        self._held_rows = 0
+        self._held_rows = self._unix_offset_ns = 0
         self.progress = Progress()
 
     @property
@@ -151,29 +158,33 @@ class Pipeline:
         """The table, for those who want to look at open connections."""
         return self._connections
 
+    def faults(self) -> dict[str, int]:
+        """Counts of what could not be joined to an application's trace as it should be."""
+        return {"contexts_lost": self._contexts.lost, "context_unknown": self._contexts.unknown}
+
     def process(self, batch: Batch) -> None:
         """Take one batch in."""
+        self._unix_offset_ns = batch.unix_offset_ns
         slots, ended = self._connections.update(batch)
         packets = batch.packets
         self.progress.packets += len(packets)
         self.progress.payload_bytes += int(packets["payload_bytes"].sum())
-        self._log(
-            _Held(packets, slots, batch.unix_offset_ns, batch.observed_ns, batch.now_ns + self._handshake_wait_ns)
-        )
+        undecided = self._contexts.follow(batch, self._connections.record_slots, self._connections.flows)
+        self._log(_Held(packets, slots, batch.unix_offset_ns, batch.observed_ns, batch.now_ns), undecided)
         self._span(ended)
         self._summarize(batch.observed_ns)
+        self._sum_up(batch.observed_ns)
         for output in (self._logs, self._summaries, self._traces):
             if output:
                 output.poll(self._clock(), block=self._paced)
 
-    def _log(self, arrived: _Held) -> None:
+    def _log(self, arrived: _Held, undecided: NDArray[np.bool_] | None) -> None:
         """Encode what has ids, or has waited long enough, and hold back the rest."""
-        if self._logs is None:
-            self._ledger.filtered(len(arrived), "signal_off")
-            return
-        self._release(arrived.deadline_ns - self._handshake_wait_ns)
-        waiting = self._connections.waiting(arrived.slots)
-        if self._handshake_wait_ns and waiting.any():
+        self._release(arrived.arrived_ns)
+        waiting = self._connections.waiting(arrived.slots) & (self._handshake_wait_ns > 0)
+        if undecided is not None and self._context_wait_ns:
+            waiting |= undecided
+        if waiting.any():
             self._hold(arrived.where(waiting))
             arrived = arrived.where(~waiting)
         self._encode(arrived)
@@ -183,33 +194,53 @@ class Pipeline:
         self._held.append(rows)
         self._held_rows += len(rows)
 
-    def _release(self, now_ns: int) -> None:
-        """Let go of held rows that have their ids by now, or whose time is over."""
+    def _release(self, now_ns: int, *, everything: bool = False) -> None:
+        """Let go of held rows that have all their ids by now, or whose time is over."""
         for _ in range(len(self._held)):
             rows = self._held.popleft()
             self._held_rows -= len(rows)
             self._connections.release(rows.slots)
-            overdue = now_ns >= rows.deadline_ns or self._held_rows + len(rows) > HELD_RECORDS_LIMIT
-            waiting = self._connections.waiting(rows.slots) & (not overdue)
+            waiting = np.zeros(len(rows), np.bool_)
+            if not everything and self._held_rows + len(rows) <= HELD_RECORDS_LIMIT:
+                if now_ns < rows.arrived_ns + self._handshake_wait_ns:
+                    waiting |= self._connections.waiting(rows.slots)
+                if now_ns < rows.arrived_ns + self._context_wait_ns:
+                    waiting |= self._contexts.undecided(rows.records, rows.slots)
             self._encode(rows.where(~waiting))
             if waiting.any():
                 self._hold(rows.where(waiting))
 
     def _encode(self, rows: _Held) -> None:
-        if self._logs is None or not len(rows):
+        if not len(rows):
             return
-        packets = Packets(rows.records, rows.slots, self._connections.flows, rows.unix_offset_ns, rows.observed_ns)
+        contexts = self._contexts.join(rows.records, rows.slots)
+        if self._logs is None:
+            self._ledger.filtered(len(rows), "signal_off")
+            return
+        packets = Packets(
+            rows.records, rows.slots, self._connections.flows, rows.unix_offset_ns, rows.observed_ns, contexts
+        )
         items = self._packet_encoder.encode(packets)
         too_large = self._logs.add(items, self._clock(), block=self._paced)
         self._ledger.dropped(too_large, "too_large")
 
     def _span(self, ended: list[Connection]) -> None:
         self.progress.spans += len(ended)
+        served = [Links(*self._contexts.end(connection.slot, self._unix_offset_ns)) for connection in ended]
         if self._traces is None:
             return
         for start in range(0, len(ended), SPANS_AT_ONCE):
-            items = self._encode_spans(ended[start : start + SPANS_AT_ONCE])
+            part = slice(start, start + SPANS_AT_ONCE)
+            items = self._encode_spans(ended[part], served[part])
             self._traces.add(items, self._clock(), block=self._paced)
+
+    def _sum_up(self, observed_ns: int) -> None:
+        """Send the figures of requests that are over."""
+        due = self._contexts.take_requests()
+        if self._summaries is None or not due:
+            return
+        items = self._encode_requests([(request, self._connections.ends(request.slot)) for request in due], observed_ns)
+        self._summaries.add(items, self._clock(), block=self._paced)
 
     def _summarize(self, observed_ns: int) -> None:
         summaries = self._connections.take_summaries()
@@ -221,8 +252,10 @@ class Pipeline:
 
     def finish(self, now_ns: int, snapshot: NDArray[np.void] | None) -> None:
         """The source has said all: end open connections, encode what is held, queue everything."""
-        self._span(self._connections.close(now_ns, snapshot))
-        self._release(now_ns + self._handshake_wait_ns + 1)
+        ended = self._connections.close(now_ns, snapshot)
+        self._release(now_ns, everything=True)
+        self._span(ended)
+        self._sum_up(now_ns + self._unix_offset_ns)
         for output in (self._logs, self._summaries, self._traces):
             if output:
                 output.flush()

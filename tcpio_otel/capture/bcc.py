@@ -21,7 +21,7 @@ from typing import NamedTuple, Self
 
 from tcpio_otel.capture.control import Control, Counters, Owner
 from tcpio_otel.capture.inventory import HeldSocket
-from tcpio_otel.capture.libbpf import Library, Maps
+from tcpio_otel.capture.libbpf import CGROUP_SKB, INSTRUCTION, Library, Maps, helper_allowed
 from tcpio_otel.errors import EnvironmentFault
 
 SOURCE = Path(__file__).with_name("tcpio.bcc")
@@ -31,11 +31,10 @@ PYTHONS = ("/usr/bin/python3", sys.executable)
 
 COMPILE_S = 300
 MAX_CPUS = 1024
-_INSTRUCTION = struct.Struct("<BBhi")
 _LOAD_64, _PSEUDO_MAP_FD, _CALL, _MOVE_64 = 0x18, 1, 0x85, 0xB7
 _GET_NETNS_COOKIE = 122
 _NO_EXIST = 1
-_CGROUP_SKB, _CGROUP_SOCK, _SOCK_OPS = 8, 9, 13
+_CGROUP_SOCK, _SOCK_OPS = 9, 13
 
 
 class _Program(NamedTuple):
@@ -48,8 +47,8 @@ class _Program(NamedTuple):
 PROGRAMS = {
     "tcpio_create": _Program(_CGROUP_SOCK, 2),
     "tcpio_ops": _Program(_SOCK_OPS, 3),
-    "tcpio_ingress": _Program(_CGROUP_SKB, 0),
-    "tcpio_egress": _Program(_CGROUP_SKB, 1),
+    "tcpio_ingress": _Program(CGROUP_SKB, 0),
+    "tcpio_egress": _Program(CGROUP_SKB, 1),
 }
 
 
@@ -133,13 +132,13 @@ def filled_in(code: bytes, maps: Sequence[int], *, netns_cookie: bool) -> bytes:
     `netns_cookie` says whether the kernel lets them ask for their network namespace: without, the answer is 0.
     """
     done = bytearray()
-    for operation, registers, offset, immediate in _INSTRUCTION.iter_unpack(code):
+    for operation, registers, offset, immediate in INSTRUCTION.iter_unpack(code):
         if operation == _LOAD_64 and registers >> 4 == _PSEUDO_MAP_FD:
-            done += _INSTRUCTION.pack(operation, registers, offset, maps[immediate])
+            done += INSTRUCTION.pack(operation, registers, offset, maps[immediate])
         elif operation == _CALL and not registers and immediate == _GET_NETNS_COOKIE and not netns_cookie:
-            done += _INSTRUCTION.pack(_MOVE_64, 0, 0, 0)
+            done += INSTRUCTION.pack(_MOVE_64, 0, 0, 0)
         else:
-            done += _INSTRUCTION.pack(operation, registers, offset, immediate)
+            done += INSTRUCTION.pack(operation, registers, offset, immediate)
     return bytes(done)
 
 
@@ -212,25 +211,14 @@ class Object(Maps):
     def load_program(self, name: str, log: ctypes.Array[ctypes.c_char] | None = None) -> int:
         """Load one program; returns its descriptor, or a negative number. The verifier's statistics go to `log`."""
         kind = PROGRAMS[name]
-        cookie = kind.type == _CGROUP_SOCK or self._has_netns_cookie(kind)
+        # cgroup_skb: from 6.15 on
+        cookie = kind.type == _CGROUP_SOCK or helper_allowed(self._library, kind.type, _GET_NETNS_COOKIE)
         code = filled_in(self.compiled.programs[name], list(self._maps.values()), netns_cookie=cookie)
-        return self._load(kind, name, code, log)
-
-    def _has_netns_cookie(self, kind: _Program) -> bool:
-        """Whether a program of this type may ask for its network namespace (cgroup_skb: from 6.15 on)."""
-        asks = _INSTRUCTION.pack(_CALL, 0, 0, _GET_NETNS_COOKIE)
-        returns = _INSTRUCTION.pack(_MOVE_64, 0, 0, 1) + _INSTRUCTION.pack(0x95, 0, 0, 0)
-        tried = self._load(kind, "tcpio_try", asks + returns, None)
-        if tried >= 0:
-            os.close(tried)
-        return tried >= 0
-
-    def _load(self, kind: _Program, name: str, code: bytes, log: ctypes.Array[ctypes.c_char] | None) -> int:
         options = _LoadOptions(size=ctypes.sizeof(_LoadOptions), attach_type=kind.attach)
         if log is not None:
             options.log_level, options.log_size = 4, len(log)
             options.log = ctypes.cast(log, c_char_p)
-        count = len(code) // _INSTRUCTION.size
+        count = len(code) // INSTRUCTION.size
         return int(self._library.bpf_prog_load(kind.type, name.encode(), b"GPL", code, count, ctypes.byref(options)))
 
     def map_fd(self, name: str) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from typing import Any
 
 Network = IPv4Network | IPv6Network
@@ -17,7 +18,7 @@ IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Counters(ctypes.Structure):
-    """`struct tcpio_counters`: one CPU's, in packets but for the last."""
+    """`struct tcpio_counters`: one CPU's, in packets but for `lost_facts`."""
 
     _fields_ = (
         ("seen", ctypes.c_uint64),
@@ -27,7 +28,7 @@ class Counters(ctypes.Structure):
         ("filtered_own", ctypes.c_uint64),
         ("lost", ctypes.c_uint64),
         ("lost_facts", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint64),
+        ("filtered_netns", ctypes.c_uint64),
     )
 
 
@@ -38,8 +39,10 @@ class Control(ctypes.Structure):
         ("agent_tgid", ctypes.c_uint32),
         ("port_filter", ctypes.c_uint32),
         ("network_filter", ctypes.c_uint32),
+        ("netns", ctypes.c_uint32),
         ("wakeup_bytes", ctypes.c_uint32),
         ("sees_syn_acks", ctypes.c_uint32),
+        ("http_headers", ctypes.c_uint32),
         ("reserved", ctypes.c_uint32),
         ("tcp_v4_rcv", ctypes.c_uint64 * 2),
         ("tcp_v6_rcv", ctypes.c_uint64 * 2),
@@ -73,6 +76,15 @@ class Owner(ctypes.Structure):
         ("name", ctypes.c_uint8 * 16),
         ("netns", ctypes.c_uint32),
         ("role", ctypes.c_uint32),
+        ("stream.next", ctypes.c_uint32),
+        ("stream.state", ctypes.c_uint8),
+        ("stream.direction", ctypes.c_uint8),
+        ("stream.in_context", ctypes.c_uint8),
+        ("stream.facts", ctypes.c_uint8),
+        ("contexts", ctypes.c_uint16),
+        ("idle_tags", ctypes.c_uint16),
+        ("tagged_at", ctypes.c_uint32),
+        ("published", ctypes.c_uint64),
     )
 
 
@@ -86,10 +98,23 @@ def network_key(network: Network) -> bytes:
 
 @dataclass(frozen=True)
 class Filters:
-    """What the probe is asked to record: either port, and either address; empty means everything."""
+    """What the probe is asked to record: either port, and either address; empty means everything.
+
+    `netns` is the inode of the only network namespace to record, 0 for all.
+    """
 
     ports: Sequence[tuple[int, int]] = ()
     networks: Sequence[Network] = ()
+    netns: int = 0
+
+
+@dataclass(frozen=True)
+class ContextSources:
+    """Where the probe looks for trace contexts: what applications tell it, requests, a map of threads' contexts."""
+
+    socket_tags: bool = False
+    http_headers: bool = False
+    published_map: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +145,7 @@ def tally(counters: Any, later: Any) -> Tally:
     return Tally(
         seen=sum(cpu.seen for cpu in later),
         submitted=total("submitted"),
-        filtered={reason: total(f"filtered_{reason}") for reason in ("port", "cidr", "own")},
+        filtered={reason: total(f"filtered_{reason}") for reason in ("port", "cidr", "own", "netns")},
         lost=total("lost"),
         lost_facts=total("lost_facts"),
     )

@@ -6,16 +6,19 @@ imports NumPy: the probe is loaded before privileges are dropped, and they are d
 
 import ctypes
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from ctypes import c_bool, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 from tcpio_otel.errors import EnvironmentFault
 
 MAP_TYPE_RINGBUF = 27
+CGROUP_SKB, GET_CURRENT_PID_TGID = 8, 14
+INSTRUCTION = struct.Struct("<BBhi")
 _BTF_KIND_STRUCT, _BTF_KIND_UNION, _BTF_KIND_ENUM, _BTF_KIND_TYPEDEF = 4, 5, 6, 8
 _LIBBPF_WARN = 0
 _LOG_LINES = 400
@@ -30,6 +33,10 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "bpf_object__next_program": (c_void_p, [c_void_p, c_void_p]),
     "bpf_object__find_map_by_name": (c_void_p, [c_void_p, c_char_p]),
     "bpf_map__fd": (c_int, [c_void_p]),
+    "bpf_map__reuse_fd": (c_int, [c_void_p, c_int]),
+    "bpf_map__set_initial_value": (c_int, [c_void_p, c_char_p, c_size_t]),
+    "bpf_obj_get": (c_int, [c_char_p]),
+    "bpf_obj_get_info_by_fd": (c_int, [c_int, c_void_p, c_void_p]),
     "bpf_map__max_entries": (c_uint32, [c_void_p]),
     "bpf_program__name": (c_char_p, [c_void_p]),
     "bpf_program__section_name": (c_char_p, [c_void_p]),
@@ -230,6 +237,20 @@ class Maps:
         )
 
 
+class _MapInfo(ctypes.Structure):
+    """The start of `struct bpf_map_info`."""
+
+    _fields_ = tuple((name, c_uint32) for name in ("type", "id", "key_bytes", "value_bytes", "entries", "flags"))
+
+
+class PinnedMap(NamedTuple):
+    """A map that somebody pinned: a descriptor that the caller closes, and the sizes of a key and a value."""
+
+    descriptor: int
+    key_bytes: int
+    value_bytes: int
+
+
 class Object(Maps):
     """A BPF object file: opened on entry, unloaded and detached on exit whatever happens in between.
 
@@ -242,6 +263,7 @@ class Object(Maps):
         self._path = path
         self._object: int | None = None
         self._programs: dict[str, int] = {}
+        self._left_out: set[str] = set()
         self._links: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -264,8 +286,10 @@ class Object(Maps):
             self._object = None
 
     def sections(self) -> Iterator[tuple[str, str]]:
-        """Names of the programs and of their sections, which say what each attaches to."""
+        """Names of the programs and of their sections, which say what each attaches to; without those left out."""
         for name, program in self._programs.items():
+            if name in self._left_out:
+                continue
             yield name, self._library.bpf_program__section_name(program).decode()
 
     def handles(self) -> Iterator[tuple[str, int]]:
@@ -275,6 +299,35 @@ class Object(Maps):
     def leave_out(self, program: str) -> None:
         """Do not load a program: one that the kernel does not take fails the whole object."""
         self._library.bpf_program__set_autoload(self._programs[program], False)
+        self._left_out.add(program)
+
+    def pinned(self, path: Path) -> PinnedMap | None:
+        """The map that is pinned somewhere; None where there is none."""
+        descriptor = self._library.bpf_obj_get(str(path).encode())
+        if descriptor < 0:
+            return None
+        info, size = _MapInfo(), c_uint32(ctypes.sizeof(_MapInfo))
+        self._library.check(
+            self._library.bpf_obj_get_info_by_fd(descriptor, ctypes.byref(info), ctypes.byref(size)),
+            f"ask what {path} is",
+        )
+        return PinnedMap(descriptor, info.key_bytes, info.value_bytes)
+
+    def share(self, name: str, descriptor: int) -> None:
+        """Put another map in the place of one that would be made."""
+        self._library.check(self._library.bpf_map__reuse_fd(self._map(name), descriptor), f"share {name}")
+
+    def set_constant(self, section: str, value: bytes) -> None:
+        """What a section of constants holds, all of it."""
+        self._library.check(
+            self._library.bpf_map__set_initial_value(self._map(section), value, len(value)), f"set {section}"
+        )
+
+    def _map(self, name: str) -> int:
+        found = self._library.bpf_object__find_map_by_name(self._object, name.encode())
+        if not found:
+            self._library.fail(f"find map {name}")
+        return int(found)
 
     def load(self) -> None:
         """Create the maps, verify and load the programs."""
@@ -283,14 +336,11 @@ class Object(Maps):
 
     def map_fd(self, name: str) -> int:
         """The file descriptor of a map; it stays the object's."""
-        found = self._library.bpf_object__find_map_by_name(self._object, name.encode())
-        return self._library.check(self._library.bpf_map__fd(found), f"find map {name}")
+        return self._library.check(self._library.bpf_map__fd(self._map(name)), f"find map {name}")
 
     def map_entries(self, name: str) -> int:
         """How many entries a map was made for."""
-        return int(
-            self._library.bpf_map__max_entries(self._library.bpf_object__find_map_by_name(self._object, name.encode()))
-        )
+        return int(self._library.bpf_map__max_entries(self._map(name)))
 
     def attach(self, program: str, cgroup_fd: int | None = None) -> None:
         """Attach a program by link, so that it goes when this process goes."""
@@ -323,6 +373,16 @@ class Object(Maps):
         while self._links:
             _, link = self._links.popitem()
             self._library.bpf_link__destroy(link)
+
+
+def helper_allowed(library: Library, program_type: int, helper: int) -> bool:
+    """Whether the kernel lets programs of a type (enum bpf_prog_type) call a helper (enum bpf_func_id)."""
+    call, move, leave = (0x85, 0, 0, helper), (0xB7, 0, 0, 1), (0x95, 0, 0, 0)
+    code = b"".join(INSTRUCTION.pack(*instruction) for instruction in (call, move, leave))
+    tried = library.bpf_prog_load(program_type, b"tcpio_try", b"GPL", code, 3, None)
+    if tried >= 0:
+        os.close(tried)
+    return bool(tried >= 0)
 
 
 def recursion_misses(program_fd: int) -> int:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from tcpio_otel import privileges
 from tcpio_otel.capture import bcc, libbpf
-from tcpio_otel.capture.control import Control
+from tcpio_otel.capture.control import ContextSources, Control
 from tcpio_otel.capture.inventory import held_sockets
 from tcpio_otel.capture.libbpf import Library, Types
 
@@ -40,6 +40,7 @@ WITHOUT_TYPES = {
     **{program: WITHOUT[program] for program in ("tcpio_drop", "tcpio_queue", "tcpio_reset", "tcpio_read")},
     "tcpio_error": "the error that a socket failed with is not known: one that timed out shows as aborted",
     "tcpio_snapshot": "connections older than the agent are known once they send, and their ends by both FINs",
+    "tcpio_option": "packets are not joined to the traces of applications",
     "tcpio_totals": "totals of connections older than the agent, or open when it stops, are added up from records",
 }
 """What BCC's probe does without: each needs the kernel's types."""
@@ -47,7 +48,8 @@ WITHOUT_TYPES = {
 UNKNOWN_HOLDERS = "the processes of connections and listeners older than the agent are not known"
 NEED_STORAGE = {"tcpio_read"}
 SOCKET_STORAGE = "BPF_FUNC_sock_from_file"  # the helper that came with socket storage in tracing programs, in 5.11
-SNAPSHOT = "tcpio_snapshot"
+SNAPSHOT, OPTION = "tcpio_snapshot", "tcpio_option"
+PUBLISHED, PUBLISHED_BYTES = "published_contexts", (8, 24)
 
 
 class Loader(StrEnum):
@@ -103,7 +105,7 @@ class Loading(Protocol):
     vocabulary: Vocabulary
     missing: dict[str, str]
 
-    def open(self, stack: ExitStack) -> Loaded:
+    def open(self, stack: ExitStack, contexts: ContextSources) -> Loaded:
         """The probe, ready to load; `stack` lets go of it."""
 
     def place(self, control: Control) -> None:
@@ -130,16 +132,34 @@ class ByLibbpf:
         self._library, self._object_file = library, object_file
         self.missing: dict[str, str] = {}
 
-    def open(self, stack: ExitStack) -> Loaded:
-        """The probe, without the programs that this kernel does not take."""
+    def open(self, stack: ExitStack, contexts: ContextSources) -> Loaded:
+        """The probe, without the programs that this kernel does not take, or that nobody asks for."""
         with Types(self._library) as kernel:
             drops, resets = kernel.enumerators("skb_drop_reason"), kernel.enumerators("sk_rst_reason")
             self._object = stack.enter_context(libbpf.Object(self._library, self._object_file))
             for program in left_out(kernel):
                 self._object.leave_out(program)
                 self.missing[program] = WITHOUT[program]
+            if not contexts.socket_tags:
+                self._object.leave_out(OPTION)
+            if contexts.published_map:
+                self._share(stack, contexts.published_map)
         self.vocabulary = Vocabulary(_stripped(drops, "SKB_DROP_REASON_"), _stripped(resets, "SK_RST_REASON_"))
         return self._object
+
+    def _share(self, stack: ExitStack, pinned: Path) -> None:
+        """Read the map in which other people's programs publish threads' contexts, if it is there."""
+        published = self._object.pinned(pinned)
+        if published is None:
+            return
+        stack.callback(os.close, published.descriptor)
+        if (published.key_bytes, published.value_bytes) != PUBLISHED_BYTES:
+            self.missing[PUBLISHED] = f"{pinned} has another layout than this agent knows, and is not read"
+        elif not libbpf.helper_allowed(self._library, libbpf.CGROUP_SKB, libbpf.GET_CURRENT_PID_TGID):
+            self.missing[PUBLISHED] = f"{pinned} is not read: a packet's thread is not known before 6.10"
+        else:
+            self._object.share(PUBLISHED, published.descriptor)
+            self._object.set_constant(".rodata.published", b"\1")
 
     def place(self, control: Control) -> None:
         """Where in the kernel's code segments are dropped."""
@@ -178,8 +198,9 @@ class ByBcc:
         self.vocabulary = Vocabulary()
         self.missing = dict(WITHOUT_TYPES)
 
-    def open(self, stack: ExitStack) -> Loaded:
+    def open(self, stack: ExitStack, contexts: ContextSources) -> Loaded:
         """The probe, compiled."""
+        del contexts
         started = time.perf_counter()
         self._object = stack.enter_context(bcc.Object(self._library))
         self.compiled, self.compile_s = self._object.compiled, time.perf_counter() - started

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from tcpio_otel.capture.control import Control, Counters, Filters, Tally, network_key, tally
+from tcpio_otel.capture.control import ContextSources, Control, Counters, Filters, Tally, network_key, tally
 from tcpio_otel.capture.libbpf import Library, recursion_misses
 from tcpio_otel.capture.loaders import ByBcc, ByLibbpf, Loader, Loading, chosen
 from tcpio_otel.errors import EnvironmentFault
@@ -68,9 +68,10 @@ class Probe:
         memory_bytes: int,
         cgroup: Path | None = None,
         loader: Loader = Loader.AUTO,
+        contexts: ContextSources = ContextSources(),  # noqa: B008 - frozen
     ) -> None:
         self._filters, self._memory_bytes, self._cgroup = filters, memory_bytes, cgroup
-        self._loader = loader
+        self._loader, self._contexts = loader, contexts
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -86,9 +87,11 @@ class Probe:
         library = Library()
         cgroup = self._cgroup or cgroup_root()
         self.loader = chosen(self._loader, library)
+        if self._filters.netns and self.loader is Loader.BCC:
+            raise EnvironmentFault("capture.network_namespace needs a kernel with BTF: by BCC namespaces have no inode")
         self.loading: Loading = ByBcc(library) if self.loader is Loader.BCC else ByLibbpf(library)
         try:
-            self._object = self.loading.open(stack)
+            self._object = self.loading.open(stack, self._contexts)
         except EnvironmentFault as fault:
             if self.loader is Loader.BCC and self._loader is Loader.AUTO:
                 raise EnvironmentFault(f"this kernel has no BTF, and {fault}") from None
@@ -120,8 +123,10 @@ class Probe:
     def _set_control(self) -> Control:
         control = Control(wakeup_bytes=self.ring_bytes // WAKEUP_SHARE)
         self.loading.place(control)
+        control.http_headers = self._contexts.http_headers
         control.filter_ports(self._filters.ports)
         control.network_filter = bool(self._filters.networks)
+        control.netns = self._filters.netns
         networks = self._object.map_fd("networks")
         for network in self._filters.networks:
             self._object.update(networks, network_key(network), b"\1")

@@ -26,7 +26,7 @@ size_t tcpio_sift(const struct tcpio_record *records, const __s64 *slots, size_t
 		__s64 slot = slots[i];
 		__u32 pid;
 
-		if (slot < 0)
+		if (slot < 0 || record->kind == TCPIO_CONTEXT)
 			continue;
 		memcpy(&pid, flow_pids + (size_t)slot * flow_stride, sizeof(pid));
 		if (may_change_state(record))

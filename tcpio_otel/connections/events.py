@@ -63,7 +63,8 @@ class Connection:
     Times are Unix nanoseconds; durations and round-trip times are seconds, None where nothing measured them.
     `trace_id`, `span_id` and `parent_span_id` are 16, 8 and 8 bytes (parent empty: a root span). Bytes are payload
     that the socket sent and had acknowledged or received in order, without retransmits; `kernel_totals` says
-    whether all totals come from the kernel's `tcp_sock`, or some from adding up records.
+    whether all totals come from the kernel's `tcp_sock`, or some from adding up records. `slot` is the table's, and
+    good until its next `update`; the initial sequence numbers are None where they are not known.
     """
 
     local: Endpoint
@@ -94,3 +95,19 @@ class Connection:
     process_name: str
     milestones: tuple[Milestone, ...]
     milestones_dropped: int
+    slot: int = -1
+    local_isn: int | None = None
+    peer_isn: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Which connection something is about; initial sequence numbers are None where they are not known."""
+
+    local: Endpoint
+    peer: Endpoint
+    connection_id: str | None
+    local_isn: int | None
+    peer_isn: int | None
+    pid: int
+    process_name: str

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tcpio_otel import native
 from tcpio_otel.batch import FLOW, RECORD, Batch, Direction, Flag, Kind, Mark, State, pick
-from tcpio_otel.connections.events import CloseReason, Connection, End, Endpoint, Milestone, Role, Start
+from tcpio_otel.connections.events import CloseReason, Connection, End, Endpoint, Ends, Milestone, Role, Start
 from tcpio_otel.connections.identity import (
     FIN_RECEIVED_STATES,
     Identity,
@@ -239,6 +239,27 @@ class ConnectionTable:
         summaries, self._summaries = self._summaries, []
         return summaries
 
+    def ends(self, slot: int) -> Ends | None:
+        """Which connection a slot holds; None when it has left."""
+        entry = self._entries[slot]
+        if entry is None:
+            return None
+        flow, life = self.flows[slot], entry.life
+        return Ends(
+            local=entry.local,
+            peer=entry.peer,
+            connection_id=entry.identity.connection_id if entry.identity else None,
+            local_isn=life.local_isn if life else None,
+            peer_isn=life.peer_isn if life else None,
+            pid=int(flow["pid"]),
+            process_name=_text(flow["process_name"]),
+        )
+
+    @property
+    def record_slots(self) -> Slots:
+        """The slot of every record of the last batch, of whatever kind (int64, shape (records,)); -1: none."""
+        return self._counting.slots
+
     def hold(self, slots: Slots) -> None:
         """Keep slots, each once for every time it occurs, beyond the next `update`."""
         np.add.at(self._holds, slots, 1)
@@ -283,6 +304,7 @@ class ConnectionTable:
         self._reclaim()
         records = np.ascontiguousarray(batch.records)
         slots = np.empty(0, np.int64)
+        self._counting = _Counting(records, slots)
         if len(records):
             keys = keys_of(records)
             slots = self._index.find(keys)
@@ -380,6 +402,7 @@ class ConnectionTable:
         self._entries[slot] = entry
         self._index.insert(key, slot)
         self.flows[slot] = np.zeros((), FLOW)
+        self.flows["born"][slot] = next(self._versions)
         self.flows["pid"][slot], self.flows["process_name"][slot] = record["pid"], record["process_name"]
         self._renew(slot)
         self._last_seen[slot] = record["time_ns"]
@@ -626,6 +649,7 @@ class ConnectionTable:
         flow["trace_id"] = np.frombuffer(ids.trace_id, "V16")
         flow["span_id"] = np.frombuffer(span_id, "V8")
         flow["identified"] = True
+        flow["server"] = span_id == ids.server_span_id
         self._waiting[slot] = False
         self._renew(slot)
 
@@ -726,7 +750,9 @@ class ConnectionTable:
     def _reclaim(self) -> None:
         """Make the slots of entries that left available, but for those that a caller holds."""
         held = [slot for slot in self._leaving if self._holds[slot]]
-        self._free.extend(slot for slot in self._leaving if not self._holds[slot])
+        freed = [slot for slot in self._leaving if not self._holds[slot]]
+        self.flows["born"][freed] = 0
+        self._free.extend(freed)
         self._leaving = held
 
     def _report(self, slot: int, entry: _Entry, end: End, end_ns: int) -> None:
@@ -787,6 +813,9 @@ class ConnectionTable:
             process_name=_text(flow["process_name"]),
             milestones=tuple(_milestones(entry, life)),
             milestones_dropped=life.notes_dropped,
+            slot=slot,
+            local_isn=life.local_isn,
+            peer_isn=life.peer_isn,
         )
 
     def _totals(self, slot: int, entry: _Entry, life: Life) -> _Totals:

@@ -9,6 +9,7 @@ SCOPE_VERSION = __version__
 PACKET_EVENT = "tcp.packet"
 CONNECTION_SPAN = "tcp.connection"
 CONNECTION_SUMMARY = "tcp.connection.summary"
+REQUEST_EVENT = "tcp.request"
 SEVERITIES = ((9, "INFO"), (13, "WARN"))  # of packets: opentelemetry.proto.logs.v1.SeverityNumber, and its text
 
 # OpenTelemetry semantic conventions 1.44
@@ -39,3 +40,10 @@ RTT_SMOOTHED, RTT_MIN = "tcp.rtt.smoothed", "tcp.rtt.min"
 HANDSHAKE_DURATION = "tcp.handshake.duration"
 CLOSE_INITIATOR, CLOSE_REASON = "tcp.close.initiator", "tcp.close.reason"
 TOTALS_SOURCE = "tcp.totals.source"
+CONTEXT_SOURCE, CONTEXT_SHARED = "tcp.context.source", "tcp.context.shared"
+CONTEXT_START, CONTEXT_END = "tcp.context.start", "tcp.context.end"
+CONTEXTS, INTERLEAVED = "tcp.contexts", "tcp.contexts.interleaved"
+SENT_START, SENT_END = "tcp.sent.start", "tcp.sent.end"
+RECEIVED_START, RECEIVED_END = "tcp.received.start", "tcp.received.end"
+REQUEST_DURATION, FIRST_BYTE = "tcp.request.duration", "tcp.request.time_to_first_byte"
+LAST_ACK, LONGEST_GAP = "tcp.request.time_to_last_ack", "tcp.request.longest_gap"

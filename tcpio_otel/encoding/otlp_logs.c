@@ -14,8 +14,10 @@ enum { CACHE_LINE = 64, AHEAD = 4, SIZE_PLACES = 6, SIZE_LIMIT = 1000000 };
 
 struct words {
 	struct tcpio_rows text;	      /* by row of the connection: the columns of the body between CPU and BYTES */
-	struct tcpio_rows attributes; /* likewise: its attributes, and the ids of its span */
+	struct tcpio_rows attributes; /* likewise: its attributes */
+	struct tcpio_rows ids;	      /* likewise: the ids of its span */
 	struct tcpio_rows drops;      /* by drop reason: the attribute; of length 0 until it is made */
+	struct tcpio_rows sharing;    /* 0: nothing; 1: contexts interleave; or which contexts a packet reaches over */
 	struct tcpio_rows flags;      /* by flags: the last column of the body, and their attributes behind it */
 	struct tcpio_rows flag_text;  /* by flags: that column alone */
 	struct tcpio_rows severity;   /* 0: INFO, 1: WARN */
@@ -130,11 +132,32 @@ static void prefetch(const struct tcpio_rows *rows, size_t row)
 	__builtin_prefetch(&rows->lengths[row]);
 }
 
+enum { NUMBER_FIRST = 2, TRACE_ID_BYTES = 16, SPAN_ID_BYTES = 8 };
+
+/* The ids of the context that a packet served, or else of its connection's span. */
+static __u8 *put_ids(__u8 *out, const struct words *words, size_t row, __s64 number, const __u8 *ids, size_t stride)
+{
+	const __u8 *context;
+
+	if (number < NUMBER_FIRST)
+		return tcpio_put_row(out, &words->ids, row);
+	context = ids + (size_t)number * stride;
+	out[0] = 0x4a;
+	out[1] = TRACE_ID_BYTES;
+	memcpy(out + 2, context, TRACE_ID_BYTES);
+	out[18] = 0x52;
+	out[19] = SPAN_ID_BYTES;
+	memcpy(out + 20, context + TRACE_ID_BYTES, SPAN_ID_BYTES);
+	return out + 28;
+}
+
 /*
  * Encodes records from `first` on, and notes where each ends, counted from `out`. Returns `count`, or the number of a
  * record whose drop reason has no row yet: what is before it is done. `out` has room for the longest rows of all.
+ * `contexts` are numbers of rows of ids, `stride` bytes apart, and `sharing` rows of words; NULL: none is in a context.
  */
-size_t tcpio_encode_logs(const struct words *words, const struct tcpio_record *records, const __s64 *rows, size_t first,
+size_t tcpio_encode_logs(const struct words *words, const struct tcpio_record *records, const __s64 *rows,
+			 const __s64 *contexts, const __s64 *sharing, const __u8 *ids, size_t stride, size_t first,
 			 size_t count, __u64 unix_offset_ns, __u64 observed_ns, __u8 *out, __s64 *ends)
 {
 	__u8 *start = out + (first ? ends[first - 1] : 0);
@@ -173,6 +196,9 @@ size_t tcpio_encode_logs(const struct words *words, const struct tcpio_record *r
 		at = put_integer(at, &words->seq, record->packet.seq);
 		at = put_integer(at, &words->ack, record->packet.ack);
 		at = tcpio_put_row(at, &words->attributes, row);
+		if (sharing)
+			at = tcpio_put_row(at, &words->sharing, (size_t)sharing[i]);
+		at = put_ids(at, words, row, contexts ? contexts[i] : 0, ids, stride);
 		at[0] = 0x59; /* observed_time_unix_nano */
 		memcpy(at + 1, &observed_ns, sizeof(observed_ns));
 		at = tcpio_put_row(at + 9, &words->event_name, 0);

@@ -6,15 +6,23 @@ a number is a row made here, once for each connection, flag combination or drop 
 
 import ctypes
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel import native
-from tcpio_otel.batch import FLAG_NAMES, Packets
+from tcpio_otel.batch import FLAG_NAMES, INTERLEAVED, Packets
 from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import Buffer
-from tcpio_otel.encoding.protobuf import bool_attribute, field, int_attribute, string_attribute, varint
+from tcpio_otel.encoding.protobuf import (
+    bool_attribute,
+    field,
+    int_attribute,
+    string_attribute,
+    strings_attribute,
+    varint,
+)
 from tcpio_otel.encoding.rows import Ends, RowStore, halves
 from tcpio_otel.payload import Items
 
@@ -42,7 +50,7 @@ _OWN_BYTES = 128
 """More than a record has besides its rows: tags and lengths, times, digits of the body, varints of seven attributes."""
 
 
-_WORDS = ("text", "attributes", "drops", *_ROWS)
+_WORDS = ("text", "attributes", "ids", "drops", "sharing", *_ROWS)
 
 
 class _Words(ctypes.Structure):
@@ -60,7 +68,7 @@ class PacketLogEncoder:
 
     def __init__(self, drop_reasons: Mapping[int, str]) -> None:
         self._buffer = Buffer()
-        self._connections = RowStore(_connection_rows, 2)
+        self._connections = RowStore(_connection_rows, 3)
         self._words, self._kept = _Words(), [native.rows_of(texts) for texts in _ROWS.values()]
         for name, (data, lengths) in zip(_ROWS, self._kept, strict=True):
             native.point(getattr(self._words, name), data, lengths)
@@ -70,6 +78,7 @@ class PacketLogEncoder:
         # Most of it is never written, and so never takes memory.
         self._drops, self._drop_lengths = np.zeros((_REASONS, width), np.uint8), np.zeros(_REASONS, np.int64)
         native.point(self._words.drops, self._drops, self._drop_lengths)
+        native.point(self._words.sharing, *_SHARING)
 
     def encode(self, packets: Packets) -> Items:
         """Encode packet records, one item each; the buffer is used again by the next call."""
@@ -96,14 +105,23 @@ class PacketLogEncoder:
         words, count = self._words, len(packets)
         self._connections.point(0, words.text)
         self._connections.point(1, words.attributes)
+        self._connections.point(2, words.ids)
+        contexts, sharing = packets.contexts, None
+        numbers: NDArray[np.int64] | None = None
+        if contexts:
+            made = _sharing_rows(contexts.sets) if contexts.sets else _SHARING
+            native.point(words.sharing, *made)
+            sharing = np.where(contexts.spans > 0, contexts.spans + 1, contexts.numbers == INTERLEAVED).astype(np.int64)
+            numbers = np.ascontiguousarray(contexts.numbers)
         longest = _OWN_BYTES + sum(getattr(words, name).width for name in _WORDS)
         out = self._buffer.room(base + count * longest, base)
         ends = np.empty(count, np.int64)
         done = 0
         while done < count:
             done = native.library.tcpio_encode_logs(
-                ctypes.byref(words), packets.records, rows, done, count, packets.unix_offset_ns % (1 << 64),
-                packets.observed_ns, out[base:], ends,
+                ctypes.byref(words), packets.records, rows, _address(numbers), _address(sharing),
+                _address(contexts.ids if contexts else None), contexts.ids.itemsize if contexts else 0, done, count,
+                packets.unix_offset_ns % (1 << 64), packets.observed_ns, out[base:], ends,
             )  # fmt: skip
             if done < count:
                 self._make_drop(int(packets.records["drop_reason"][done]))
@@ -116,11 +134,30 @@ class PacketLogEncoder:
         self._drop_lengths[reason] = len(made)
 
 
-def _connection_rows(ends: Ends) -> tuple[bytes, bytes]:
-    """What of a record belongs to its connection and direction: columns of the body; attributes and ids."""
+_INTERLEAVED = bool_attribute(names.INTERLEAVED)
+_SHARING = native.rows_of([b"", _INTERLEAVED])
+
+
+def _sharing_rows(sets: tuple[tuple[tuple[bytes, bytes], ...], ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """What a record says of its context being one of several: nothing, that they interleave, or which they are."""
+    return native.rows_of(
+        [b"", _INTERLEAVED, *(strings_attribute(names.CONTEXTS, map(_joined, contexts)) for contexts in sets)]
+    )
+
+
+def _joined(ids: tuple[bytes, bytes]) -> str:
+    return f"{ids[0].hex()}-{ids[1].hex()}"
+
+
+def _address(array: NDArray[Any] | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def _connection_rows(ends: Ends) -> tuple[bytes, bytes, bytes]:
+    """What of a record belongs to its connection and direction: columns of the body; attributes; ids."""
     attributes = [
         int_attribute(key, value) if isinstance(value, int) else string_attribute(key, value)
         for key, value in ends.attributes
     ]
     ids = field(9, ends.trace_id) + field(10, ends.span_id) if ends.identified else b""
-    return ends.columns.encode(), b"".join(attributes) + ids
+    return ends.columns.encode(), b"".join(attributes), ids

@@ -3,17 +3,18 @@
 import json
 from collections.abc import Callable, Mapping
 from datetime import date, timedelta
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import FLAG_NAMES, Flag, Mark, Packets
+from tcpio_otel.batch import FIRST_CONTEXT, FLAG_NAMES, INTERLEAVED, Contexts, Flag, Mark, Packets
 from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import Segment, Table, constant, decimals, nine_digits
 from tcpio_otel.encoding.endpoints import payload_text
 from tcpio_otel.encoding.rows import Ends, RowStore, SegmentEncoder
 
-Render = Callable[[str, str | int | bool], str]
+Render = Callable[[str, str | int | float | bool], str]
 """An attribute as JSON text."""
 
 _RST, _RETRANSMIT, _DROPPED = int(Flag.RST), int(Mark.RETRANSMIT), int(Mark.DROPPED)
@@ -24,16 +25,18 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def otlp_attribute(key: str, value: str | int | bool) -> str:
+def otlp_attribute(key: str, value: str | float | bool) -> str:
     """An attribute as `KeyValue` in OTLP/JSON: 64-bit integers are strings there."""
     if isinstance(value, bool):
         return f'{{"key":"{key}","value":{{"boolValue":{json.dumps(value)}}}}}'
     if isinstance(value, int):
         return f'{{"key":"{key}","value":{{"intValue":"{value}"}}}}'
+    if isinstance(value, float):
+        return f'{{"key":"{key}","value":{{"doubleValue":{json.dumps(value)}}}}}'
     return f'{{"key":"{key}","value":{{"stringValue":{_quoted(value)}}}}}'
 
 
-def flat_attribute(key: str, value: str | int | bool) -> str:
+def flat_attribute(key: str, value: str | float | bool) -> str:
     """An attribute as a member of a flat object."""
     return f'"{key}":{_quoted(value) if isinstance(value, str) else json.dumps(value)}'
 
@@ -41,7 +44,7 @@ def flat_attribute(key: str, value: str | int | bool) -> str:
 class _Attributes:
     """The attributes of packet records as segments; the first comes without a comma before it.
 
-    `before_first` is text that stands in front of them, by flags; `after` is what follows in a connection's row.
+    `before_first` is text that stands in front of them, by flags; `after` is what stands behind them, by connection.
     """
 
     def __init__(
@@ -78,14 +81,14 @@ class _Attributes:
         self._drops = Table(drop, 192, 1 << 16)
         self._retransmits = Table(lambda marked: marked * ("," + render(names.RETRANSMIT, True)).encode(), 64, 2)
         self._seq, self._ack = sequence(names.SEQ), sequence(names.ACK)
-        self.connections = RowStore(self._rows, 2)
+        self.connections = RowStore(self._rows, 3)
 
     def _rows(self, ends: Ends) -> tuple[bytes, ...]:
         rendered = "".join("," + self._render(key, value) for key, value in ends.attributes)
-        return self._text(ends).encode(), (rendered + self._after(ends)).encode()
+        return self._text(ends).encode(), rendered.encode(), self._after(ends).encode()
 
-    def segments(self, packets: Packets) -> tuple[Segment, list[Segment]] | None:
-        """The text of each connection, and the attributes; None as `RowStore.numbers` says it."""
+    def segments(self, packets: Packets) -> tuple[Segment, list[Segment], Segment] | None:
+        """The text of each connection, the attributes, and what is behind them; None as `RowStore.numbers` says it."""
         numbers = self.connections.numbers(packets)
         if numbers is None:
             return None
@@ -93,22 +96,26 @@ class _Attributes:
         marks = records["marks"]
         reasons = np.where(marks & _DROPPED != 0, records["drop_reason"], 0)
         counts = records["gso_segments"]
-        text, attributes = (
-            (self.connections.rows(part, numbers), self.connections.lengths(part, numbers)) for part in range(2)
+        text, attributes, after = (
+            (self.connections.rows(part, numbers), self.connections.lengths(part, numbers)) for part in range(3)
         )
         flags = records["cpu"].astype(np.int64) << 8 | records["flags"]
-        return text, [
-            self._flags.segment(flags),
-            self._payloads.segment(records["payload_bytes"]),
-            self._windows.segment(records["window"]),
-            *(self._seq[0], decimals(records["seq"]), self._seq[1]),
-            *(self._ack[0], decimals(records["ack"]), self._ack[1]),
-            _present(self._segments.segment(counts), counts > 1),
-            _present(self._segment_sizes.segment(records["gso_size"]), counts > 1),
-            self._retransmits.segment((marks & _RETRANSMIT != 0).astype(np.int64)),
-            _present(self._drops.segment(reasons), reasons != 0),
-            attributes,
-        ]
+        return (
+            text,
+            [
+                self._flags.segment(flags),
+                self._payloads.segment(records["payload_bytes"]),
+                self._windows.segment(records["window"]),
+                *(self._seq[0], decimals(records["seq"]), self._seq[1]),
+                *(self._ack[0], decimals(records["ack"]), self._ack[1]),
+                _present(self._segments.segment(counts), counts > 1),
+                _present(self._segment_sizes.segment(records["gso_size"]), counts > 1),
+                self._retransmits.segment((marks & _RETRANSMIT != 0).astype(np.int64)),
+                _present(self._drops.segment(reasons), reasons != 0),
+                attributes,
+            ],
+            after,
+        )
 
 
 def _present(segment: Segment, where: NDArray[np.bool_]) -> Segment:
@@ -135,7 +142,7 @@ class PacketJsonEncoder(SegmentEncoder):
         found = self._attributes.segments(packets)
         if found is None:
             return None
-        text, attributes = found
+        text, attributes, ids = found
         records = packets.records
         warn = ((records["flags"] & _RST != 0) | (records["marks"] & _RETRANSMIT != 0)).astype(np.int64)
         heads = [
@@ -152,12 +159,45 @@ class PacketJsonEncoder(SegmentEncoder):
             text,
             self._sizes.segment(records["payload_bytes"]),
             *attributes,
+            *(_in_contexts(packets.contexts, ids) if packets.contexts else [constant(b"]"), ids]),
+            constant(f',"eventName":"{names.PACKET_EVENT}"}},'.encode()),
         ]
 
 
+def _ids_text(trace_id: bytes, span_id: bytes) -> str:
+    return f',"traceId":"{trace_id.hex()}","spanId":"{span_id.hex()}"'
+
+
 def _ids(ends: Ends) -> str:
-    ids = f',"traceId":"{ends.trace_id.hex()}","spanId":"{ends.span_id.hex()}"' if ends.identified else ""
-    return f'],"eventName":"{names.PACKET_EVENT}"{ids}}},'
+    return _ids_text(ends.trace_id, ends.span_id) if ends.identified else ""
+
+
+def _in_contexts(contexts: Contexts, ids: Segment) -> list[Segment]:
+    """The end of the attributes, and the ids: the context's where a packet has one, else its connection's span's."""
+    distinct, inverse = np.unique(contexts.numbers, return_inverse=True)
+    own = _texts(
+        [
+            _ids_text(row["trace_id"].tobytes(), row["span_id"].tobytes()) if number >= FIRST_CONTEXT else ""
+            for number, row in zip(distinct.tolist(), contexts.ids[distinct], strict=True)
+        ],
+        inverse,
+    )
+    which = np.where(contexts.spans > 0, contexts.spans + 1, contexts.numbers == INTERLEAVED)
+    sharing = ["]", "," + otlp_attribute(names.INTERLEAVED, True) + "]", *map(_set_text, contexts.sets)]
+    return [_texts(sharing, which), own, (ids[0], np.where(contexts.numbers >= FIRST_CONTEXT, 0, ids[1]))]
+
+
+def _set_text(contexts: tuple[tuple[bytes, bytes], ...]) -> str:
+    values = ",".join(f'{{"stringValue":"{trace_id.hex()}-{span_id.hex()}"}}' for trace_id, span_id in contexts)
+    return f',{{"key":"{names.CONTEXTS}","value":{{"arrayValue":{{"values":[{values}]}}}}}}]'
+
+
+def _texts(texts: list[str], which: NDArray[np.integer[Any]]) -> Segment:
+    """One of a few texts for each row."""
+    encoded = [text.encode() for text in texts]
+    width = max(1, *map(len, encoded))
+    rows = np.array([text.ljust(width, b"\0") for text in encoded], f"S{width}").view(f"V{width}")
+    return rows[which], np.array([len(text) for text in encoded])[which]
 
 
 class JsonLines(SegmentEncoder):
@@ -165,7 +205,7 @@ class JsonLines(SegmentEncoder):
 
     def __init__(self, drop_reasons: Mapping[int, str]) -> None:
         self._attributes = _Attributes(
-            flat_attribute, drop_reasons, before_first=lambda _: "", text=lambda _: "", after=lambda _: "}\n"
+            flat_attribute, drop_reasons, before_first=lambda _: "", text=lambda _: "", after=lambda _: ""
         )
         super().__init__(self._attributes.connections)
         self._days = Table(lambda day: (date(1970, 1, 1) + timedelta(days=day)).isoformat().encode(), 16, 1 << 17)
@@ -182,6 +222,7 @@ class JsonLines(SegmentEncoder):
             *clock_time(unix_ns),
             constant(b'Z",'),
             *found[1],
+            constant(b"}\n"),
         ]
 
 

@@ -4,6 +4,8 @@ Field numbers are those of opentelemetry-proto 1.x. Logs, traces and metrics nes
 resource, (2) scope_x, (3) schema_url; scope_x (1) scope, (2) items, (3) schema_url.
 """
 
+import struct
+from collections.abc import Iterable
 from functools import lru_cache
 
 from tcpio_otel.encoding import names
@@ -39,6 +41,22 @@ def int_attribute(key: str, value: int) -> bytes:
 def bool_attribute(key: str) -> bytes:
     """`LogRecord.attributes` with the value true."""
     return field(6, field(1, key.encode()) + field(2, b"\x10\x01"))
+
+
+def fixed64(number: int) -> bytes:
+    """Eight bytes, the lowest first: fixed64 and, for what is not negative, sfixed64."""
+    return number.to_bytes(8, "little")
+
+
+def double_attribute(key: str, value: float) -> bytes:
+    """`LogRecord.attributes` with a floating-point value."""
+    return field(6, field(1, key.encode()) + field(2, b"\x21" + struct.pack("<d", value)))
+
+
+def strings_attribute(key: str, values: Iterable[str]) -> bytes:
+    """`LogRecord.attributes` with an array of strings as value."""
+    array = b"".join(field(1, field(1, value.encode())) for value in values)
+    return field(6, field(1, key.encode()) + field(2, field(5, array)))
 
 
 class ProtobufEnvelope:

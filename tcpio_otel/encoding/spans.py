@@ -1,6 +1,7 @@
 """Connections to OTLP spans, and open ones to log records: the SDK's own data, the exporter's own encoders."""
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link as SpanLink
 from opentelemetry.trace import (
     NonRecordingSpan,
     SpanContext,
@@ -28,6 +30,7 @@ from tcpio_otel.encoding import names
 from tcpio_otel.encoding.endpoints import address_text, network_type
 from tcpio_otel.encoding.proto_json import as_dict, compact
 from tcpio_otel.encoding.protobuf import field
+from tcpio_otel.encoding.requests import Links, link_attributes
 from tcpio_otel.payload import Items
 
 SCOPE = InstrumentationScope(names.SCOPE, names.SCOPE_VERSION, names.SCHEMA_URL)
@@ -76,8 +79,28 @@ def _context(trace_id: bytes, span_id: bytes) -> SpanContext:
     return SpanContext(int.from_bytes(trace_id), int.from_bytes(span_id), is_remote=False, trace_flags=_SAMPLED)
 
 
-def span(connection: Connection, resource: Resource) -> ReadableSpan:
-    """A connection as a span of the SDK, with ids and times of its own."""
+_NO_LINKS = Links()
+
+
+def _links(connection: Connection, served: Links) -> Any:
+    links: Any = BoundedList(None)
+    links.extend(
+        [
+            SpanLink(
+                SpanContext(
+                    int.from_bytes(link.trace_id), int.from_bytes(link.span_id), is_remote=True, trace_flags=_SAMPLED
+                ),
+                link_attributes(link, connection.local_isn, connection.peer_isn),
+            )
+            for link in served.links
+        ]
+    )
+    links.dropped = served.dropped
+    return links
+
+
+def span(connection: Connection, resource: Resource, served: Links = _NO_LINKS) -> ReadableSpan:
+    """A connection as a span of the SDK, with ids and times of its own, linked to the contexts that it served."""
     events: Any = BoundedList(None)
     events.extend([Event(note.name, dict(note.attributes), note.time_ns) for note in connection.milestones])
     events.dropped = connection.milestones_dropped
@@ -89,6 +112,7 @@ def span(connection: Connection, resource: Resource) -> ReadableSpan:
         resource=resource,
         attributes=attributes(connection),
         events=events,
+        links=_links(connection, served),
         kind=_KINDS[connection.role],
         status=Status(StatusCode.ERROR, connection.error_type) if failed else Status(StatusCode.UNSET),
         start_time=connection.start_ns,
@@ -103,11 +127,11 @@ class SpanEncoder:
     def __init__(self, resource: Resource) -> None:
         self._resource = resource
 
-    def encode(self, connections: Sequence[Connection]) -> Items:
-        """Encode connections in their order, one item each."""
+    def encode(self, connections: Sequence[Connection], served: Sequence[Links] | None = None) -> Items:
+        """Encode connections in their order, one item each, with what each has served."""
         if not connections:
             return items([])
-        request = encode_spans([span(connection, self._resource) for connection in connections])
+        request = encode_spans(list(map(span, connections, repeat(self._resource), served or repeat(_NO_LINKS))))
         messages = request.resource_spans[0].scope_spans[0].spans
         return items([field(2, message.SerializeToString(deterministic=True)) for message in messages])
 
@@ -126,9 +150,10 @@ class SpanJsonEncoder:
     def __init__(self, resource: Resource) -> None:
         self._resource = resource
 
-    def encode(self, connections: Sequence[Connection]) -> Items:
-        """Encode connections in their order, one item each."""
-        return items([compact(_as_json(span(connection, self._resource))) + b"," for connection in connections])
+    def encode(self, connections: Sequence[Connection], served: Sequence[Links] | None = None) -> Items:
+        """Encode connections in their order, one item each, with what each has served."""
+        spans = map(span, connections, repeat(self._resource), served or repeat(_NO_LINKS))
+        return items([compact(_as_json(found)) + b"," for found in spans])
 
     def encode_summaries(self, connections: Sequence[Connection], observed_ns: int) -> Items:
         """Encode open connections as OTLP/JSON log records, each with a comma behind it."""
@@ -182,6 +207,8 @@ def _as_json(sdk_span: ReadableSpan) -> dict[str, Any]:
         "attributes": _attributes_json(sdk_span.attributes or {}),
         "events": [_event_json(event) for event in sdk_span.events],
         "droppedEventsCount": sdk_span.dropped_events,
+        "links": [_link_json(link) for link in sdk_span.links],
+        "droppedLinksCount": sdk_span.dropped_links,
         "status": {"message": sdk_span.status.description, "code": StatusCode.ERROR.value} if failed else {},
         "flags": _FLAGS,
     }
@@ -189,6 +216,18 @@ def _as_json(sdk_span: ReadableSpan) -> dict[str, Any]:
 
 
 _FLAGS = 0x100  # SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK: the parent, where there is one, is known to be local
+
+
+_REMOTE = _FLAGS | 0x200  # SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
+
+
+def _link_json(link: SpanLink) -> dict[str, Any]:
+    return {
+        "traceId": f"{link.context.trace_id:032x}",
+        "spanId": f"{link.context.span_id:016x}",
+        "attributes": _attributes_json(link.attributes or {}),
+        "flags": _REMOTE,
+    }
 
 
 def _event_json(event: Event) -> dict[str, Any]:

@@ -30,6 +30,7 @@ OTHERS = {
     "capture.local": ["198.51.100.7/32"],
     "capture.loader": "bcc",
     "capture.cgroup": "/sys/fs/cgroup/unified",
+    "capture.network_namespace": "/run/netns/blue",
     "capture.ring_memory": "8MiB",
     "capture.queue_memory": "64MiB",
     "capture.latency": "20ms",
@@ -38,6 +39,12 @@ OTHERS = {
     "connections.handshake_timeout": "1m",
     "connections.summary_interval": "1m",
     "connections.handshake_wait": "0s",
+    "correlation.socket_tags": False,
+    "correlation.http_headers": False,
+    "correlation.published_contexts": False,
+    "correlation.published_map": "/sys/fs/bpf/other",
+    "correlation.wait": "0s",
+    "correlation.quiet": "1s",
     "export.queue_memory": "128MiB",
     "export.retry_for": "0s",
     "export.flush_timeout": "10s",
@@ -109,6 +116,8 @@ def partners(path: str) -> dict[str, Any]:
 
 def as_text(value: Any) -> str:
     """A value as a variable holds it."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, dict):
         return ",".join(f"{name}={entry}" for name, entry in value.items())
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,507 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * Where trace contexts begin on a connection: told by the application (a socket option), found in the head of an HTTP/1
+ * request, or published for the thread that sends. Included by tcpio.bpf.c once, behind its maps and helpers.
+ *
+ * Only ids leave the kernel. Which packets belong to a context is decided in user space, by sequence number.
+ */
+#ifndef TCPIO_CONTEXT_H
+#define TCPIO_CONTEXT_H
+
+#define OPTION_LEVEL 0x6f74656c /* "otel" */
+#define OPTION_CONTEXT 1
+#define OPTION_SHARED_CONTEXT 2
+#define OPTION_BYTES 24
+/* Tags in a row with nothing sent or received in between; what comes beyond is a program that floods us. */
+#define IDLE_TAGS 8
+
+#define CHUNKS 6 /* of one segment: as many requests, or so much of a long head */
+
+struct identifiers {
+	__u8 trace_id[16];
+	__u8 span_id[8];
+};
+
+/* What is kept of a head that goes on in another segment. */
+struct unfinished {
+	__u32 seq; /* where its request begins */
+	__u32 ack;
+	__u32 line; /* where in the tail its last line begins, with the line feed before it */
+	__u8 tail[TCPIO_TAIL_BYTES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tcpio_head);
+} heads SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct unfinished);
+} unfinished_heads SEC(".maps");
+
+/* The layout is OpenTelemetry eBPF Instrumentation's; the agent puts that project's own map in the place of this one.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64); /* thread id below, process id above */
+	__type(value, struct identifiers);
+} published_contexts SEC(".maps");
+
+/* Set before loading: the map above is the real one, and cgroup_skb may ask who sends (from 6.10 on). */
+const volatile bool reads_published SEC(".rodata.published") = false;
+
+/* Room for a context of a socket; counted even where there is none, so that its loss shows. */
+static __always_inline struct tcpio_record *reserve_context(const struct context *context, void **ring,
+							    struct tcp_sock *tp, struct tcpio_owner *owner)
+{
+	struct tcpio_record *record;
+
+	owner->contexts++;
+	record = reserve_fact(context, ring);
+	if (!record)
+		return NULL;
+	record->kind = TCPIO_CONTEXT;
+	record->context.serial = owner->contexts;
+	record->state = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state);
+	record->socket_cookie = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter);
+	fill_tuple(&record->tuple, (struct sock *)tp);
+	fill_owner(record, owner);
+	return record;
+}
+
+/* Heads of HTTP requests. */
+
+static __always_inline struct tcpio_head *this_head(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&heads, &zero);
+}
+
+/* Global functions, which the verifier walks once each. */
+__noinline int scan_head(__u32 reserved)
+{
+	struct tcpio_head *head = this_head();
+
+	if (!head)
+		return 0;
+	tcpio_scan(head);
+	head->last_line_feed = tcpio_last_break(head);
+	return (int)reserved;
+}
+
+__noinline int judge_line(__u32 start)
+{
+	struct tcpio_head *head = this_head();
+
+	return head ? tcpio_judge_line(head, start) : 1;
+}
+
+__noinline int judge_head(__u32 reserved)
+{
+	struct tcpio_head *head = this_head();
+
+	if (!head)
+		return 0;
+	if (head->words > TCPIO_WORDS) {
+		head->facts |= TCPIO_HEAD_FULL;
+		return 0;
+	}
+	for (__u32 slot = 0; slot < TCPIO_WORDS; slot++) {
+		if (slot >= head->words)
+			break;
+		for (__u32 byte = 0; byte < 8; byte++)
+			if (head->found[slot].starts >> (8 * byte + 7) & 1 &&
+			    judge_line((__u32)head->found[slot].word * 8 + byte + 1))
+				return 0;
+	}
+	return (int)reserved;
+}
+
+/* Brings `bytes` bytes of a segment into this CPU's head, behind what is left of the chunk before; false: it cannot. */
+static __always_inline bool load_chunk(struct tcpio_head *head, struct __sk_buff *skb, __u32 offset, __u32 bytes,
+				       const struct unfinished *before)
+{
+	__u64 *after;
+
+	if (before) {
+		__builtin_memcpy(head->text, before->tail, TCPIO_TAIL_BYTES);
+		head->first_line = before->line;
+	} else {
+		__builtin_memset(head->text, 0, TCPIO_TAIL_BYTES);
+		head->first_line = TCPIO_TAIL_BYTES;
+	}
+	if (!bytes || bytes > TCPIO_CHUNK_BYTES ||
+	    bpf_skb_load_bytes(skb, offset, head->text + TCPIO_TAIL_BYTES, ((bytes - 1) & (TCPIO_CHUNK_BYTES - 1)) + 1))
+		return false;
+	head->text_bytes = TCPIO_TAIL_BYTES + bytes;
+	after = (void *)(head->text + TCPIO_TAIL_BYTES + ((bytes - 1) & (TCPIO_CHUNK_BYTES - 1)) + 1);
+	__builtin_memset(after, 0, 16);
+	return true;
+}
+
+/* Keeps the line with which a chunk ends, if it is not too long to matter. */
+static __always_inline void keep_tail(const struct tcpio_head *head, struct unfinished *unfinished)
+{
+	__u32 start = head->text_bytes - TCPIO_TAIL_BYTES, line = head->last_line_feed;
+
+	if (start > TCPIO_CHUNK_BYTES)
+		return;
+	__builtin_memcpy(unfinished->tail, head->text + start, TCPIO_TAIL_BYTES);
+	unfinished->line = line > start ? line - start : TCPIO_TAIL_BYTES;
+}
+
+static __always_inline bool has_ids(const struct tcpio_head *head)
+{
+	__u32 facts = head->facts;
+
+	if (facts & TCPIO_HEAD_SEEN)
+		return (facts & (TCPIO_HEAD_TRACEPARENT | TCPIO_HEAD_AMBIGUOUS)) == TCPIO_HEAD_TRACEPARENT;
+	return (facts & (TCPIO_HEAD_B3 | TCPIO_HEAD_B3_AMBIGUOUS)) == TCPIO_HEAD_B3;
+}
+
+/* Is there anything to report? A request begins: its ids, or that the one before has ended. It goes on: ids that were
+ * missing so far, or that those reported are not the only ones. */
+static __always_inline bool is_news(const struct tcpio_head *head, const struct tcpio_stream *before, bool first,
+				    bool known)
+{
+	__u32 ambiguous = TCPIO_HEAD_SEEN | TCPIO_HEAD_AMBIGUOUS;
+
+	if (first || !before->in_context)
+		return known || before->in_context;
+	if (!(before->facts & TCPIO_HEAD_SEEN))
+		ambiguous |= TCPIO_HEAD_B3_AMBIGUOUS;
+	return (head->facts ^ before->facts) & ambiguous;
+}
+
+static __always_inline void fill_ids(struct tcpio_record *record, const struct tcpio_head *head)
+{
+	bool traceparent = head->facts & TCPIO_HEAD_SEEN;
+
+	record->context.origin = traceparent ? TCPIO_ORIGIN_TRACEPARENT : TCPIO_ORIGIN_B3;
+	__builtin_memcpy(record->context.trace_id, traceparent ? head->trace_id : head->b3_trace_id, 16);
+	__builtin_memcpy(record->context.span_id, traceparent ? head->span_id : head->b3_span_id, 8);
+}
+
+static __always_inline void place_context(struct tcpio_record *record, __u8 direction, __u32 seq, __u32 ack)
+{
+	bool sent = direction == TCPIO_TRANSMIT;
+
+	record->context.sent_seq = sent ? seq : ack;
+	record->context.received_seq = sent ? ack : seq;
+}
+
+/* Does a request begin here? Notes it where the preface of HTTP/2 does. */
+static __always_inline bool opens_request(struct __sk_buff *skb, __u32 offset, struct tcpio_stream *stream,
+					  __u8 direction)
+{
+	__u32 word;
+
+	if (bpf_skb_load_bytes(skb, offset, &word, sizeof(word)))
+		return false;
+	if (word == TCPIO_PREFACE) {
+		stream->state = TCPIO_STREAM_OTHER;
+		stream->direction = direction + 1;
+	}
+	return tcpio_is_method(word);
+}
+
+/* Reports a context whose ids stand in this CPU's head, or that there is none from here on. A global function, so that
+ * what calls it can do with less stack. `user` says who wrote the head: true if it was still that one afterwards. */
+__noinline int report_context(struct __sk_buff *skb, __u64 user, __u32 sent_seq, __u32 received_seq, __u32 known)
+{
+	struct tcpio_head *head = this_head();
+	struct tcpio_record *record;
+	struct tcpio_owner *owner;
+	struct context context;
+	struct tcp_sock *tp;
+	struct bpf_sock *sk;
+	void *ring;
+
+	sk = skb->sk;
+	if (!sk || !head || !enter(&context))
+		return 1;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return 1;
+	owner = bpf_sk_storage_get(&owners, sk, 0, 0);
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!owner || !tp)
+		return 1;
+	record = reserve_context(&context, &ring, tp, owner);
+	if (!record)
+		return 1;
+	record->context.sent_seq = sent_seq;
+	record->context.received_seq = received_seq;
+	record->context.origin = TCPIO_ORIGIN_TRACEPARENT;
+	if (known)
+		fill_ids(record, head);
+	barrier();
+	if (known && head->user != user) {
+		owner->contexts--;
+		bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
+		return 0;
+	}
+	submit(&context, ring, record);
+	return 1;
+}
+
+/* Reads the next chunk of a head in a segment, if there is one, and reports the context that it tells; 0 when there is
+ * nothing more to read. A global function: the verifier walks it once, however often it is called. */
+__noinline int read_chunk(struct __sk_buff *skb, __u32 header_bytes, __u32 seq, __u32 ack, __u32 direction)
+{
+	__u64 user = bpf_ktime_get_boot_ns() << 1 | (direction & 1);
+	bool sent = direction == TCPIO_TRANSMIT, first, request = false, known = false, news;
+	struct tcpio_head *head = this_head();
+	struct unfinished *kept = NULL;
+	struct tcpio_stream moved;
+	struct tcpio_owner *owner;
+	struct bpf_sock *sk;
+	__u32 bytes, at;
+
+	sk = skb->sk;
+	if (!sk || !head)
+		return 0;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return 0;
+	owner = bpf_sk_storage_get(&owners, sk, 0, 0);
+	if (!owner || skb->len < header_bytes)
+		return 0;
+	bytes = skb->len - header_bytes;
+	at = tcpio_stream_at(&owner->stream, seq, bytes);
+	if (at >= bytes)
+		return 0;
+	bytes -= at;
+	if (bytes > TCPIO_CHUNK_BYTES)
+		bytes = TCPIO_CHUNK_BYTES;
+	seq += at;
+	moved = owner->stream;
+	first = moved.state != TCPIO_STREAM_HEAD;
+	if (!first) {
+		kept = bpf_sk_storage_get(&unfinished_heads, sk, 0, 0);
+		if (!kept) {
+			owner->stream.state = TCPIO_STREAM_WAITING;
+			return 0;
+		}
+	}
+	if (!first || opens_request(skb, header_bytes + at, &moved, direction)) {
+		head->user = user;
+		barrier();
+		head->facts = first ? 0 : moved.facts;
+		if (!load_chunk(head, skb, header_bytes + at, bytes, kept))
+			return 0;
+		scan_head(0);
+		request = !first || tcpio_is_request(head);
+		if (request)
+			judge_head(0);
+		known = request && has_ids(head);
+		barrier();
+		if (head->user != user)
+			return 1; /* interrupted: once more */
+	}
+	news = is_news(head, &moved, first, known);
+	if (request) {
+		tcpio_stream_move(&moved, head, seq, bytes);
+		moved.direction = direction + 1;
+		if (moved.state == TCPIO_STREAM_HEAD) {
+			if (!kept)
+				kept = bpf_sk_storage_get(&unfinished_heads, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+			if (!kept)
+				return 0;
+			if (first) {
+				kept->seq = seq;
+				kept->ack = ack;
+			}
+			keep_tail(head, kept);
+		}
+	}
+	if (!first) {
+		kept = bpf_sk_storage_get(&unfinished_heads, sk, 0, 0);
+		if (!kept)
+			return 0;
+		seq = kept->seq;
+		ack = kept->ack;
+	}
+	if (news) {
+		moved.in_context = known;
+		if (!report_context(skb, user, sent ? seq : ack, sent ? ack : seq, known))
+			return 1;
+	}
+	owner->stream = moved;
+	return request;
+}
+
+/* Reads the requests that begin or go on in a segment. */
+static __always_inline void read_requests(struct __sk_buff *skb, const struct tcpio_headers *headers, __u8 direction,
+					  struct tcpio_stream *stream)
+{
+	for (int i = 0; i < CHUNKS; i++)
+		if (!read_chunk(skb, headers->header_bytes, headers->seq, headers->ack, direction))
+			return;
+	/* There may be more than is read of one segment. */
+	if (tcpio_stream_at(stream, headers->seq, skb->len - headers->header_bytes) < skb->len - headers->header_bytes)
+		stream->state = TCPIO_STREAM_WAITING;
+}
+
+/* The start of an answer tells where a request has ended whose length its head did not; 1xx announces, it answers not.
+ */
+static __noinline void hear_answer(struct __sk_buff *skb, const struct tcpio_headers *headers,
+				   struct tcpio_stream *stream)
+{
+	struct {
+		__u32 http;
+		__u8 rest[8];
+	} start;
+
+	if (stream->state != TCPIO_STREAM_WAITING ||
+	    bpf_skb_load_bytes(skb, headers->header_bytes, &start, sizeof(start)) || start.http != TCPIO_ANSWER ||
+	    start.rest[5] == '1')
+		return;
+	stream->next = headers->ack;
+	stream->state = TCPIO_STREAM_BODY;
+}
+
+/* Anything for `read_requests` in this segment? For most it takes a few comparisons to say no. */
+static __always_inline bool may_hold_request(struct __sk_buff *skb, const struct tcpio_headers *headers, __u8 direction,
+					     struct tcpio_stream *stream)
+{
+	__u32 bytes = skb->len - headers->header_bytes, at, word;
+
+	if (skb->len <= headers->header_bytes)
+		return false;
+	if (stream->direction && stream->direction != direction + 1) {
+		hear_answer(skb, headers, stream);
+		return false;
+	}
+	at = tcpio_stream_at(stream, headers->seq, bytes);
+	if (at >= bytes)
+		return false;
+	if (stream->in_context || stream->state == TCPIO_STREAM_HEAD)
+		return true;
+	return !bpf_skb_load_bytes(skb, headers->header_bytes + at, &word, sizeof(word)) &&
+	       (tcpio_is_method(word) || word == TCPIO_PREFACE);
+}
+
+/* Published contexts. */
+
+/* Does the thread that runs hold this socket, and so send for itself? In a softirq that comes in between, nobody does.
+ */
+static __always_inline bool sends_itself(struct tcp_sock *tp)
+{
+	return BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.sk_lock.owned);
+}
+
+/* Notes when the thread that sends new data serves another context than the one that sent before. */
+static __noinline void read_published(const struct context *context, const struct tcpio_headers *headers,
+				      struct tcp_sock *tp, struct tcpio_owner *owner)
+{
+	__u64 thread = bpf_get_current_pid_tgid(), span;
+	const struct identifiers *now;
+	struct identifiers ids = {};
+	struct tcpio_record *record;
+	void *ring;
+
+	if (!sends_itself(tp))
+		return;
+	now = bpf_map_lookup_elem(&published_contexts, &thread);
+	if (now)
+		ids = *now;
+	__builtin_memcpy(&span, ids.span_id, sizeof(span));
+	if (span == owner->published)
+		return;
+	owner->published = span;
+	record = reserve_context(context, &ring, tp, owner);
+	if (!record)
+		return;
+	record->context.origin = TCPIO_ORIGIN_PUBLISHED;
+	__builtin_memcpy(record->context.trace_id, ids.trace_id, 16);
+	__builtin_memcpy(record->context.span_id, ids.span_id, 8);
+	place_context(record, TCPIO_TRANSMIT, headers->seq, headers->ack);
+	submit(context, ring, record);
+}
+
+/* The socket option. */
+
+/* A kernel pointer to a socket that no helper gives one for: its address takes the way through memory. */
+static __always_inline struct sock *kernel_socket(struct scratch *scratch, struct bpf_sock *sk)
+{
+	*(struct bpf_sock *volatile *)&scratch->socket = sk;
+	return (struct sock *)*(volatile __u64 *)&scratch->socket;
+}
+
+/* Reports what the application says; false when it says nothing that makes sense. */
+static __always_inline bool take_tag(struct bpf_sock *sk, const __u8 value[OPTION_BYTES], bool shared)
+{
+	__u64 parts[3];
+	struct tcpio_record *record;
+	struct tcpio_owner *owner;
+	struct tcpio_tuple tuple;
+	struct context context;
+	struct scratch *scratch;
+	struct tcp_sock *tp;
+	__u32 sent, received;
+	void *ring;
+	__u8 state;
+
+	__builtin_memcpy(parts, value, sizeof(parts));
+	if (sk->type != SOCK_STREAM || sk->protocol != IPPROTO_TCP || !enter_with_scratch(&context, &scratch) ||
+	    !(parts[0] | parts[1]) != !parts[2])
+		return false;
+	tp = (struct tcp_sock *)kernel_socket(scratch, sk);
+	state = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state);
+	if (state == TCP_LISTEN || state == TCP_CLOSE)
+		return false;
+	owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!owner)
+		return false;
+	sent = BPF_CORE_READ(tp, write_seq);
+	received = BPF_CORE_READ(tp, rcv_nxt);
+	owner->idle_tags = owner->contexts && owner->tagged_at == sent + received ? owner->idle_tags + 1 : 0;
+	owner->tagged_at = sent + received;
+	if (owner->idle_tags > IDLE_TAGS) {
+		owner->idle_tags = IDLE_TAGS + 1;
+		return false;
+	}
+	fill_tuple(&tuple, (struct sock *)tp);
+	if (!wanted_fact(&context, &tuple, owner))
+		return true;
+	record = reserve_context(&context, &ring, tp, owner);
+	if (!record)
+		return true;
+	record->context.origin = TCPIO_ORIGIN_TAG;
+	record->context.context_marks = (shared ? TCPIO_CONTEXT_SHARED : 0) |
+					(state == TCP_SYN_SENT || state == TCP_SYN_RECV ? TCPIO_CONTEXT_EARLY : 0);
+	record->context.sent_seq = sent;
+	record->context.received_seq = received;
+	__builtin_memcpy(record->context.trace_id, parts, 16);
+	__builtin_memcpy(record->context.span_id, &parts[2], 8);
+	submit(&context, ring, record);
+	return true;
+}
+
+/* Runs at every setsockopt of the host. Before 6.5 the kernel refuses an option longer than a page unless its length is
+ * set to 0, which means that it goes on with the caller's own; for a shorter one that would undo what others' programs
+ * did. */
+SEC("cgroup/setsockopt")
+int tcpio_option(struct bpf_sockopt *ctx)
+{
+	__u8 *value = ctx->optval, *end = ctx->optval_end;
+	struct bpf_sock *sk = ctx->sk;
+
+	if (ctx->level == OPTION_LEVEL && ctx->optlen == OPTION_BYTES && value + OPTION_BYTES <= end && sk &&
+	    (ctx->optname == OPTION_CONTEXT || ctx->optname == OPTION_SHARED_CONTEXT) &&
+	    take_tag(sk, value, ctx->optname == OPTION_SHARED_CONTEXT))
+		ctx->optlen = -1; /* done: the kernel's own code does not see it */
+	else if (ctx->optlen > end - value)
+		ctx->optlen = 0;
+	return 1;
+}
+
+#endif

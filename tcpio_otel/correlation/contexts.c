@@ -1,0 +1,498 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What `contexts.ContextTable` does with every record: learn where contexts begin, and tell whose each packet is. */
+#include "contexts.h"
+
+enum { FLAG_FIN = 0x01, FLAG_SYN = 0x02, FLAG_RST = 0x04, FLAG_ACK = 0x10 };
+enum { RECEIVED = TCPIO_RECEIVE, SENT = TCPIO_TRANSMIT };
+
+/* What Python passes to both functions. */
+struct table {
+	struct place *places;
+	struct contexts *rows;
+	struct request *requests;
+	const __u8 *flows;
+	__u64 flow_stride, born_offset, server_offset;
+};
+
+static __u64 life_of(const struct table *table, __s64 slot)
+{
+	__u64 born;
+
+	memcpy(&born, table->flows + (size_t)slot * table->flow_stride + table->born_offset, sizeof(born));
+	return born;
+}
+
+/* The newest border at or before a sequence number; -1: what lies there is older than any. */
+static int border_of(const struct contexts *row, int direction, __u32 seq)
+{
+	int at = (int)row->count[direction] - 1;
+
+	while (at >= 0 && !row->borders[direction][at].from_start && before(seq, row->borders[direction][at].seq))
+		at--;
+	return at;
+}
+
+static struct border *newest(struct contexts *row, int direction)
+{
+	return row->count[direction] ? &row->borders[direction][row->count[direction] - 1] : NULL;
+}
+
+/* The bytes that a packet is about: its payload, or the byte that a bare acknowledgement confirms. */
+struct span {
+	int direction; /* -1: none; it opens or closes the connection */
+	__u32 from, to;
+	int latest; /* it concerns what is under way, whatever comes later */
+};
+
+static struct span span_of(const struct tcpio_record *record)
+{
+	int direction = record->packet.direction;
+	__u32 seq = record->packet.seq, bytes = record->packet.payload_bytes;
+	__u8 flags = record->packet.flags;
+
+	if (bytes)
+		return (struct span){ direction, seq, seq + bytes, 0 };
+	if (flags & FLAG_RST)
+		return (struct span){ direction, seq, seq + 1, 1 };
+	if (flags & (FLAG_SYN | FLAG_FIN) || !(flags & FLAG_ACK))
+		return (struct span){ .direction = -1 };
+	return (struct span){ !direction, record->packet.ack - 1, record->packet.ack, 0 };
+}
+
+/*
+ * Is it still open whose a packet is? What a server received, and what it confirms, can belong to a context that its
+ * application has not told yet; nothing that was sent can, since a context is told before.
+ */
+static int undecided(const struct place *place, const struct contexts *row, const struct span *span)
+{
+	const struct border *last;
+
+	if (!place->answers || span->direction != RECEIVED || span->latest)
+		return 0;
+	if (!row || !row->count[RECEIVED])
+		return 1;
+	last = &row->borders[RECEIVED][row->count[RECEIVED] - 1];
+	return !last->open && before(last->seq, span->to) && before(row->known, span->to);
+}
+
+static void drop_border(struct request *requests, struct contexts *row, int direction, __u32 at)
+{
+	requests[row->borders[direction][at].number].borders--;
+	memmove(&row->borders[direction][at], &row->borders[direction][at + 1],
+		(row->count[direction] - at - 1) * sizeof(struct border));
+	row->count[direction]--;
+}
+
+/* Stronger claims win where two begin at the same place: what the application says, then what a request says. */
+static int rank(__u8 origin)
+{
+	return origin == TCPIO_ORIGIN_TAG ? 3 : origin == TCPIO_ORIGIN_PUBLISHED ? 1 : 2;
+}
+
+/* Puts a border in its place; returns the border that stood there already, if one did, else NULL. */
+static struct border *place_border(struct request *requests, struct contexts *row, int direction, struct border border)
+{
+	int at = border_of(row, direction, border.seq);
+	struct border *found = at >= 0 ? &row->borders[direction][at] : NULL;
+
+	if (found && found->seq == border.seq)
+		return found;
+	if (row->count[direction] == KEPT) {
+		if (at < 0)
+			return NULL; /* older than all that are kept */
+		drop_border(requests, row, direction, 0);
+		at--;
+	}
+	at++;
+	memmove(&row->borders[direction][at + 1], &row->borders[direction][at],
+		(row->count[direction] - (__u32)at) * sizeof(border));
+	row->borders[direction][at] = border;
+	row->count[direction]++;
+	requests[border.number].borders++;
+	return NULL;
+}
+
+static void rename_border(struct request *requests, struct border *border, __s32 number, __u8 origin)
+{
+	requests[border->number].borders--;
+	requests[number].borders++;
+	border->number = number;
+	border->origin = origin;
+}
+
+static void supersede(struct request *requests, struct contexts *row, __u64 now_ns)
+{
+	for (int direction = 0; direction < DIRECTIONS; direction++)
+		for (__u32 at = 0; at < row->count[direction]; at++) {
+			struct request *request = &requests[row->borders[direction][at].number];
+
+			if (!request->superseded_ns)
+				request->superseded_ns = now_ns;
+		}
+}
+
+/* From here on nothing is known, in both directions. */
+static void lose_track(const struct table *table, struct contexts *row, const struct tcpio_record *record)
+{
+	int direction = record->packet.direction;
+	__u32 seq = record->packet.seq, other = record->packet.ack;
+	struct border border = { .number = NUMBER_NONE, .origin = TCPIO_ORIGIN_TAG, .open = 1 };
+
+	supersede(table->requests, row, record->time_ns);
+	for (int way = 0; way < DIRECTIONS; way++) {
+		struct border *there;
+
+		border.seq = way == direction ? seq : other;
+		there = place_border(table->requests, row, way, border);
+		if (there)
+			rename_border(table->requests, there, NUMBER_NONE, TCPIO_ORIGIN_TAG);
+	}
+	row->serial = record->packet.contexts;
+}
+
+static int same_ids(const struct request *one, const struct request *other)
+{
+	return !memcmp(one->trace_id, other->trace_id, sizeof(one->trace_id) + sizeof(one->span_id));
+}
+
+static int has_ids(const struct tcpio_record *record)
+{
+	static const __u8 none[24];
+
+	return memcmp(record->context.trace_id, none, 16) && memcmp(record->context.span_id, none, 8);
+}
+
+static void begin_request(struct request *request, const struct tcpio_record *record, __s64 slot, __u64 born,
+			  const __u32 begin[DIRECTIONS])
+{
+	*request = (struct request){ .slot = slot,
+				     .born = born,
+				     .began_ns = record->time_ns,
+				     .origin = record->context.origin,
+				     .marks = record->context.context_marks };
+	memcpy(request->trace_id, record->context.trace_id, sizeof(request->trace_id));
+	memcpy(request->span_id, record->context.span_id, sizeof(request->span_id));
+	for (int direction = 0; direction < DIRECTIONS; direction++)
+		request->begin[direction] = request->end[direction] = request->acked[direction] = begin[direction];
+}
+
+/* Does a context with these ids go on, rather than begin? The application told it, and the request's head tells it too.
+ */
+static int goes_on(const struct table *table, struct contexts *row, const struct request *request)
+{
+	for (int direction = 0; direction < DIRECTIONS; direction++) {
+		const struct border *last = newest(row, direction);
+
+		if (!last || last->number < NUMBER_FIRST || !same_ids(&table->requests[last->number], request))
+			return 0;
+	}
+	return 1;
+}
+
+/* Where two contexts begin at the same place: whose is it? Who clears a tag takes back no more than a tag. */
+static int prevails(const struct tcpio_record *record, const struct border *border, int known)
+{
+	if (!known && record->context.origin == TCPIO_ORIGIN_TAG)
+		return border->origin == TCPIO_ORIGIN_TAG;
+	return rank(record->context.origin) >= rank(border->origin);
+}
+
+enum { FAR_BACK = 1 << 30 };
+
+/* What a client is told and what it asks begin together; a server is told when it has read what it is asked, which
+ * began where it had answered what came before, or, if it has sent nothing so far, with the connection. */
+static void place_request(const struct place *place, const struct contexts *row, const struct tcpio_record *record,
+			  int server, __u32 begin[DIRECTIONS], int *from_start)
+{
+	begin[SENT] = record->context.sent_seq;
+	begin[RECEIVED] = record->context.received_seq;
+	*from_start = record->context.context_marks & TCPIO_CONTEXT_EARLY || (server && !place->sending);
+	if (server && place->sending)
+		begin[RECEIVED] = place->answer;
+	else if (*from_start)
+		begin[RECEIVED] =
+			row->count[RECEIVED] ? row->borders[RECEIVED][0].seq : record->context.received_seq - FAR_BACK;
+}
+
+/*
+ * Takes a context in. `number` is free for it; returns whether it was used.
+ */
+static int learn(const struct table *table, struct place *place, struct contexts *row,
+		 const struct tcpio_record *record, __s64 slot, __s32 number)
+{
+	int late = record->context.origin == TCPIO_ORIGIN_TAG || record->context.origin == TCPIO_ORIGIN_PUBLISHED;
+	int known = has_ids(record), server, from_start, used = 0, begun[DIRECTIONS];
+	struct request *request = &table->requests[number];
+	struct border *there[DIRECTIONS];
+	__u32 begin[DIRECTIONS];
+	__s32 named = known ? number : NUMBER_NONE;
+
+	server = late && table->flows[(size_t)slot * table->flow_stride + table->server_offset] != 0;
+	row->serial = record->context.serial;
+	place_request(place, row, record, server, begin, &from_start);
+	if (server) {
+		place->answers = 1;
+		row->known = record->context.received_seq;
+	}
+	if (known) {
+		begin_request(request, record, slot, place->born, begin);
+		request->unplaced = (__u8) !!from_start;
+	}
+	if (record->context.context_marks & TCPIO_CONTEXT_SHARED)
+		row->shared = 1;
+	if (row->shared)
+		named = NUMBER_INTERLEAVED;
+	else if (known && goes_on(table, row, request)) {
+		for (int direction = 0; direction < DIRECTIONS; direction++)
+			newest(row, direction)->open |= !late;
+		return 0;
+	}
+	supersede(table->requests, row, record->time_ns);
+	for (int direction = 0; direction < DIRECTIONS; direction++) {
+		struct border border = {
+			.seq = begin[direction], .origin = record->context.origin, .open = !late, .number = named
+		};
+
+		border.from_start = direction == RECEIVED && from_start && !row->count[RECEIVED];
+		there[direction] = place_border(table->requests, row, direction, border);
+		begun[direction] = !there[direction];
+	}
+	for (int direction = 0; direction < DIRECTIONS; direction++) {
+		struct border *border = there[direction];
+
+		if (!border)
+			continue;
+		border->open |= !late;
+		/* Asked again before there was an answer: whose the answers are is not to be known from here. */
+		if (begun[!direction])
+			rename_border(table->requests, border, NUMBER_INTERLEAVED, TCPIO_ORIGIN_TAG);
+		else if (prevails(record, border, known))
+			rename_border(table->requests, border, named, record->context.origin);
+	}
+	for (int direction = 0; direction < DIRECTIONS; direction++) {
+		struct border *last = newest(row, direction);
+
+		used |= last && known && last->number == number;
+		if (last)
+			table->requests[last->number].superseded_ns = 0;
+	}
+	return used || (known && row->shared);
+}
+
+/*
+ * Follows records in time order, contexts as well as packets. `numbers` holds a free one for each context among them;
+ * `taken` is filled with whether it was used. `waits` is filled, for each record, with whether its context may still
+ * come. Rows are taken from `free_rows` (`rows_used` counts them); those of connections that went are put into
+ * `left_rows`. Slots that are new come into `fresh`; returns how many those are. `state` counts: rows used, rows left,
+ * contexts lost.
+ */
+size_t tcpio_follow(const struct table *table, const struct tcpio_record *records, const __s64 *slots, size_t count,
+		    const __s32 *numbers, __u8 *taken, const __s32 *free_rows, __s32 *left_rows, __u8 *waits,
+		    __s64 *fresh, __u64 *state)
+{
+	size_t found = 0, context = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		const struct tcpio_record *record = &records[i];
+		__s64 slot = slots[i];
+		struct contexts *row;
+		struct place *place;
+		struct span span;
+		__u64 born;
+
+		waits[i] = 0;
+		if (slot < 0) {
+			if (record->kind == TCPIO_CONTEXT)
+				taken[context++] = 0;
+			continue;
+		}
+		place = &table->places[slot];
+		born = life_of(table, slot);
+		if (place->born != born) {
+			if (place->row >= 0)
+				left_rows[state[1]++] = place->row;
+			*place = (struct place){ .born = born, .row = -1 };
+			fresh[found++] = (__s64)i;
+		}
+		if (record->kind == TCPIO_CONTEXT) {
+			if (place->row < 0) {
+				place->row = free_rows[state[0]++];
+				memset(&table->rows[place->row], 0, sizeof(struct contexts));
+			}
+			taken[context] =
+				(__u8)learn(table, place, &table->rows[place->row], record, slot, numbers[context]);
+			context++;
+			continue;
+		}
+		if (record->kind != TCPIO_PACKET)
+			continue;
+		row = place->row < 0 ? NULL : &table->rows[place->row];
+		if (row && record->packet.contexts && (__s16)(record->packet.contexts - row->serial) > 0) {
+			lose_track(table, row, record);
+			state[2]++;
+		}
+		span = span_of(record);
+		if (record->packet.direction == SENT && record->packet.payload_bytes) {
+			__u32 end = record->packet.seq + record->packet.payload_bytes;
+
+			if (!place->sending || before(place->high, end)) {
+				place->high = end;
+				place->answer = record->packet.ack;
+				place->sending = 1;
+			}
+		}
+		if (!place->answers || span.direction != RECEIVED)
+			continue;
+		/* Until it answers, all that a server receives belongs to what it is asked. */
+		if (row && row->count[SENT] && record->packet.payload_bytes && before(row->known, span.to) &&
+		    !(place->sending && before(newest(row, SENT)->seq, place->high)))
+			row->known = span.to;
+		waits[i] = (__u8)undecided(place, row, &span);
+	}
+	return found;
+}
+
+/* Fills `waits` with whether the context of packets that waited may still come. */
+void tcpio_undecided(const struct table *table, const struct tcpio_record *records, const __s64 *slots, size_t count,
+		     __u8 *waits)
+{
+	for (size_t i = 0; i < count; i++) {
+		const struct place *place = &table->places[slots[i]];
+		struct span span = span_of(&records[i]);
+
+		waits[i] = (__u8)(slots[i] >= 0 && place->born == life_of(table, slots[i]) &&
+				  undecided(place, place->row < 0 ? NULL : &table->rows[place->row], &span));
+	}
+}
+
+static void see(struct request *request, const struct tcpio_record *record, const struct span *span)
+{
+	__u64 now_ns = record->time_ns, since_ns = request->last_ns;
+	int direction = record->packet.direction;
+	__u32 segments = record->packet.gso_segments > 1 ? record->packet.gso_segments : 1;
+
+	if (since_ns && now_ns > since_ns && now_ns - since_ns > request->gap_ns)
+		request->gap_ns = now_ns - since_ns;
+	if (now_ns > since_ns)
+		request->last_ns = now_ns;
+	request->packets[direction] += segments;
+	if (record->packet.marks & TCPIO_MARK_RETRANSMIT && direction == SENT)
+		request->retransmits += segments;
+	if (record->packet.payload_bytes) {
+		if (!request->first_ns[direction]) {
+			request->first_ns[direction] = now_ns;
+			if (request->unplaced && direction == RECEIVED)
+				request->begin[direction] = request->end[direction] = span->from;
+		}
+		if (before(request->end[direction], span->to)) {
+			request->payload[direction] +=
+				span->to -
+				(before(request->end[direction], span->from) ? span->from : request->end[direction]);
+			request->end[direction] = span->to;
+		}
+	}
+}
+
+/* An acknowledgement, bare or with data, is noted with the request whose bytes it confirms. */
+static void acknowledge(struct request *requests, const struct contexts *row, const struct tcpio_record *record)
+{
+	int direction = !record->packet.direction, at;
+	struct request *request;
+
+	if (!(record->packet.flags & FLAG_ACK) || record->packet.flags & (FLAG_SYN | FLAG_RST))
+		return;
+	at = border_of(row, direction, record->packet.ack - 1);
+	if (at < 0)
+		return;
+	request = &requests[row->borders[direction][at].number];
+	if (!before(request->acked[direction], record->packet.ack) && !(request->unplaced && direction == RECEIVED))
+		return;
+	request->acked[direction] = record->packet.ack;
+	if (direction == SENT)
+		request->acked_ns = record->time_ns;
+}
+
+/*
+ * Fills `numbers` with the context of each packet: NUMBER_NONE where it has none. A packet that reaches over several is
+ * listed in `spanning`, with the first of them as its number; returns how many there are. `unknown` counts packets
+ * whose context never came.
+ */
+size_t tcpio_join(const struct table *table, const struct tcpio_record *records, const __s64 *slots, size_t count,
+		  __s64 *numbers, __s64 *spanning, __u64 *unknown)
+{
+	size_t found = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		const struct tcpio_record *record = &records[i];
+		const struct place *place = &table->places[slots[i]];
+		struct contexts *row;
+		struct span span;
+		int first, last;
+
+		numbers[i] = NUMBER_NONE;
+		if (place->row < 0 && !place->answers)
+			continue;
+		if (place->born != life_of(table, slots[i]))
+			continue;
+		span = span_of(record);
+		row = place->row < 0 ? NULL : &table->rows[place->row];
+		if (row)
+			acknowledge(table->requests, row, record);
+		if (span.direction < 0)
+			continue;
+		if (undecided(place, row, &span)) {
+			++*unknown;
+			continue;
+		}
+		if (!row)
+			continue;
+		first = border_of(row, span.direction, span.from);
+		last = border_of(row, span.direction, span.to - 1);
+		if (last < 0)
+			continue;
+		if (first == last) {
+			numbers[i] = row->borders[span.direction][last].number;
+			if (numbers[i] >= NUMBER_FIRST)
+				see(&table->requests[numbers[i]], record, &span);
+			continue;
+		}
+		spanning[found++] = (__s64)i;
+		for (int at = last; at >= 0 && at >= first; at--) {
+			struct border *border = &row->borders[span.direction][at];
+			struct span part = span;
+
+			if (at > first && before(part.from, border->seq))
+				part.from = border->seq;
+			if (at < last)
+				part.to = row->borders[span.direction][at + 1].seq;
+			numbers[i] = border->number;
+			if (border->number >= NUMBER_FIRST)
+				see(&table->requests[border->number], record, &part);
+		}
+	}
+	return found;
+}
+
+/*
+ * Lists the contexts that a packet reaches over, oldest first, into `numbers` (room for KEPT); returns how many.
+ */
+size_t tcpio_spanned(const struct table *table, const struct tcpio_record *record, const __s64 *slot, __s64 *numbers)
+{
+	const struct place *place = &table->places[*slot];
+	const struct contexts *row = &table->rows[place->row];
+	struct span span = span_of(record);
+	int first = border_of(row, span.direction, span.from), last = border_of(row, span.direction, span.to - 1);
+	size_t found = 0;
+
+	for (int at = first < 0 ? 0 : first; at <= last; at++)
+		numbers[found++] = row->borders[span.direction][at].number;
+	return found;
+}
+
+/* The sizes of the structures that Python lays out too. */
+void tcpio_context_sizes(__s64 *sizes)
+{
+	sizes[0] = sizeof(struct place);
+	sizes[1] = sizeof(struct contexts);
+	sizes[2] = sizeof(struct request);
+}

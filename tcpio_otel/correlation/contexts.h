@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What `contexts.ContextTable` keeps, in arrays of NumPy: the layouts are its dtypes, and a test compares them.
+ *
+ * A context covers the bytes of a connection from where it begins to where the next one does, in each direction apart.
+ * Positions are sequence numbers, so all comparisons are modulo 2^32 (RFC 9293, section 3.4).
+ */
+#ifndef TCPIO_CONTEXTS_H
+#define TCPIO_CONTEXTS_H
+
+#include "native.h"
+
+enum { DIRECTIONS = 2, KEPT = 8 }; /* of a connection's contexts: retransmits reach back that far */
+
+enum number {
+	NUMBER_NONE = 0,
+	NUMBER_INTERLEAVED = 1, /* several contexts at a time: whose the bytes are is not known */
+	NUMBER_FIRST = 2,
+};
+
+/* By slot: what must be known of every connection before its first context comes. */
+struct place {
+	__u64 born;   /* which life of the slot this is about */
+	__s32 row;    /* of its contexts; -1: it has none */
+	__u32 high;   /* one past the highest sequence number sent, once `sending` */
+	__u32 answer; /* the acknowledgement number in the last new data sent: what came before it was answered */
+	__u8 sending;
+	__u8 answers; /* what it receives gets its context later, when the application has read it */
+	__u8 reserved[2];
+};
+
+struct border {
+	__u32 seq;	 /* where a context begins */
+	__s32 number;	 /* which */
+	__u8 origin;	 /* enum tcpio_origin: how strong its claim is */
+	__u8 from_start; /* it begins where the connection does */
+	__u8 open;	 /* where it ends will be told: what lies beyond is its own until then */
+	__u8 reserved;
+};
+
+/* By row: the contexts of one connection, oldest first, by direction. */
+struct contexts {
+	struct border borders[DIRECTIONS][KEPT];
+	__u32 count[DIRECTIONS];
+	__u32 known; /* up to here it is certain that what was received belongs to the newest context */
+	__u16 serial;
+	__u8 shared; /* it has served several at a time */
+	__u8 reserved;
+};
+
+/* By number: one context, and what was seen of it. Times are nanoseconds on the records' clock. */
+struct request {
+	__u8 trace_id[16];
+	__u8 span_id[8];
+	__s64 slot;
+	__u64 born;
+	__u64 began_ns;		    /* when it was reported */
+	__u64 superseded_ns;	    /* when another came; 0: it is the newest */
+	__u64 first_ns[DIRECTIONS]; /* of its first byte; 0: none yet */
+	__u64 last_ns;		    /* of its last packet */
+	__u64 acked_ns;		    /* when its bytes sent were acknowledged, as far as they are */
+	__u64 gap_ns;		    /* the longest time without a packet of it */
+	__u64 payload[DIRECTIONS];
+	__u64 packets[DIRECTIONS];
+	__u32 begin[DIRECTIONS]; /* sequence numbers */
+	__u32 end[DIRECTIONS];	 /* one past the highest seen */
+	__u32 acked[DIRECTIONS]; /* the highest acknowledgement of each direction's bytes */
+	__u32 retransmits;	 /* segments */
+	__u8 origin;
+	__u8 marks;    /* enum tcpio_context_mark */
+	__u8 borders;  /* how many name it */
+	__u8 state;    /* of Python */
+	__u8 unplaced; /* where it begins in what is received is not known: with the first byte that is seen of it */
+	__u8 reserved[3];
+};
+
+static inline int before(__u32 one, __u32 other)
+{
+	return (__s32)(one - other) < 0;
+}
+
+#endif
