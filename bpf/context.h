@@ -12,6 +12,7 @@
 #define OPTION_CONTEXT 1
 #define OPTION_SHARED_CONTEXT 2
 #define OPTION_BYTES 24
+#define TAKEN (-1) /* as a length: the kernel's own code does not see the option */
 /* Tags in a row with nothing sent or received in between; what comes beyond is a program that floods us. */
 #define IDLE_TAGS 8
 
@@ -26,6 +27,7 @@ struct identifiers {
 struct unfinished {
 	__u32 seq; /* where its request begins */
 	__u32 ack;
+	__u32 length_bytes;
 	__u32 line; /* where in the tail its last line begins, with the line feed before it */
 	__u8 tail[TCPIO_TAIL_BYTES];
 };
@@ -56,14 +58,15 @@ struct {
 /* Set before loading: the map above is the real one, and cgroup_skb may ask who sends (from 6.10 on). */
 const volatile bool reads_published SEC(".rodata.published") = false;
 
-/* Room for a context of a socket; counted even where there is none, so that its loss shows. */
+/* Room for a context of a socket; counted even where there is none, so that its loss shows. Counted after the record
+ * has its time, as a packet reads the count before it gets its own: so whatever knows of a context is younger. */
 static __always_inline struct tcpio_record *reserve_context(const struct context *context, void **ring,
 							    struct tcp_sock *tp, struct tcpio_owner *owner)
 {
 	struct tcpio_record *record;
 
-	owner->contexts++;
 	record = reserve_fact(context, ring);
+	owner->contexts++;
 	if (!record)
 		return NULL;
 	record->kind = TCPIO_CONTEXT;
@@ -133,6 +136,7 @@ static __always_inline bool load_chunk(struct tcpio_head *head, struct __sk_buff
 	if (before) {
 		__builtin_memcpy(head->text, before->tail, TCPIO_TAIL_BYTES);
 		head->first_line = before->line;
+		head->length_bytes = before->length_bytes;
 	} else {
 		__builtin_memset(head->text, 0, TCPIO_TAIL_BYTES);
 		head->first_line = TCPIO_TAIL_BYTES;
@@ -151,10 +155,13 @@ static __always_inline void keep_tail(const struct tcpio_head *head, struct unfi
 {
 	__u32 start = head->text_bytes - TCPIO_TAIL_BYTES, line = head->last_line_feed;
 
+	if (line < start)
+		start = line;
 	if (start > TCPIO_CHUNK_BYTES)
 		return;
 	__builtin_memcpy(unfinished->tail, head->text + start, TCPIO_TAIL_BYTES);
-	unfinished->line = line > start ? line - start : TCPIO_TAIL_BYTES;
+	unfinished->line = line - start;
+	unfinished->length_bytes = head->length_bytes;
 }
 
 static __always_inline bool has_ids(const struct tcpio_head *head)
@@ -173,6 +180,8 @@ static __always_inline bool is_news(const struct tcpio_head *head, const struct 
 {
 	__u32 ambiguous = TCPIO_HEAD_SEEN | TCPIO_HEAD_AMBIGUOUS;
 
+	if (head->facts & TCPIO_HEAD_FULL)
+		return before->in_context;
 	if (first || !before->in_context)
 		return known || before->in_context;
 	if (!(before->facts & TCPIO_HEAD_SEEN))
@@ -197,19 +206,27 @@ static __always_inline void place_context(struct tcpio_record *record, __u8 dire
 	record->context.received_seq = sent ? ack : seq;
 }
 
-/* Does a request begin here? Notes it where the preface of HTTP/2 does. */
+/* Does a request begin here? Notes it where the preface of HTTP/2 does, or something else. */
 static __always_inline bool opens_request(struct __sk_buff *skb, __u32 offset, struct tcpio_stream *stream,
-					  __u8 direction)
+					  __u8 direction, __u32 bytes)
 {
-	__u32 word;
+	__u32 word = 0, mask = ~0U;
+	bool method;
 
-	if (bpf_skb_load_bytes(skb, offset, &word, sizeof(word)))
+	if (bytes < sizeof(word)) {
+		bytes &= 3;
+		mask = (1U << 8 * bytes) - 1;
+		if (!bytes || bpf_skb_load_bytes(skb, offset, &word, bytes))
+			return false;
+	} else if (bpf_skb_load_bytes(skb, offset, &word, sizeof(word))) {
 		return false;
-	if (word == TCPIO_PREFACE) {
-		stream->state = TCPIO_STREAM_OTHER;
-		stream->direction = direction + 1;
 	}
-	return tcpio_is_method(word);
+	method = tcpio_is_method(word, mask);
+	if (!method && word != TCPIO_PREFACE && stream->state == TCPIO_STREAM_UNKNOWN)
+		return false;
+	stream->state = word == TCPIO_PREFACE ? TCPIO_STREAM_OTHER : TCPIO_STREAM_WAITING;
+	stream->direction = direction + 1;
+	return method;
 }
 
 /* Reports a context whose ids stand in this CPU's head, or that there is none from here on. A global function, so that
@@ -275,15 +292,26 @@ __noinline int read_chunk(struct __sk_buff *skb, __u32 header_bytes, __u32 seq, 
 	if (!owner || skb->len < header_bytes)
 		return 0;
 	bytes = skb->len - header_bytes;
-	at = tcpio_stream_at(&owner->stream, seq, bytes);
-	if (at >= bytes)
+	moved = owner->stream;
+	if (tcpio_stream_skips(&moved, seq)) {
+		owner->stream.in_context = 0;
+		seq = moved.next;
+		if (moved.in_context)
+			report_context(skb, 0, sent ? seq : ack, sent ? ack : seq, false);
 		return 0;
+	}
+	at = tcpio_stream_at(&moved, seq, bytes);
+	if (at >= bytes) {
+		owner->stream = moved;
+		return 0;
+	}
 	bytes -= at;
 	if (bytes > TCPIO_CHUNK_BYTES)
 		bytes = TCPIO_CHUNK_BYTES;
 	seq += at;
-	moved = owner->stream;
 	first = moved.state != TCPIO_STREAM_HEAD;
+	if (first)
+		moved.answer = ack;
 	if (!first) {
 		kept = bpf_sk_storage_get(&unfinished_heads, sk, 0, 0);
 		if (!kept) {
@@ -291,7 +319,7 @@ __noinline int read_chunk(struct __sk_buff *skb, __u32 header_bytes, __u32 seq, 
 			return 0;
 		}
 	}
-	if (!first || opens_request(skb, header_bytes + at, &moved, direction)) {
+	if (!first || opens_request(skb, header_bytes + at, &moved, direction, bytes)) {
 		head->user = user;
 		barrier();
 		head->facts = first ? 0 : moved.facts;
@@ -313,13 +341,14 @@ __noinline int read_chunk(struct __sk_buff *skb, __u32 header_bytes, __u32 seq, 
 		if (moved.state == TCPIO_STREAM_HEAD) {
 			if (!kept)
 				kept = bpf_sk_storage_get(&unfinished_heads, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-			if (!kept)
+			if (!kept) {
+				owner->stream.state = TCPIO_STREAM_WAITING;
 				return 0;
+			}
 			if (first) {
 				kept->seq = seq;
 				kept->ack = ack;
 			}
-			keep_tail(head, kept);
 		}
 	}
 	if (!first) {
@@ -334,8 +363,33 @@ __noinline int read_chunk(struct __sk_buff *skb, __u32 header_bytes, __u32 seq, 
 		if (!report_context(skb, user, sent ? seq : ack, sent ? ack : seq, known))
 			return 1;
 	}
+	if (request && moved.state == TCPIO_STREAM_HEAD && kept)
+		keep_tail(head, kept);
+	barrier();
+	if (request && head->user != user) { /* too late for another try */
+		moved.state = TCPIO_STREAM_WAITING;
+		if (moved.in_context)
+			report_context(skb, user, sent ? seq : ack, sent ? ack : seq, false);
+		moved.in_context = false;
+	}
 	owner->stream = moved;
 	return request;
+}
+
+/* Stops reading a segment in which there is more than is read of one. */
+static __noinline void give_up(struct __sk_buff *skb, const struct tcpio_headers *headers, __u32 direction,
+			       struct tcpio_stream *stream)
+{
+	__u32 bytes = skb->len - headers->header_bytes, at = tcpio_stream_at(stream, headers->seq, bytes);
+	bool sent = direction == TCPIO_TRANSMIT;
+
+	if (at >= bytes)
+		return;
+	stream->state = TCPIO_STREAM_WAITING;
+	at += headers->seq;
+	if (stream->in_context)
+		report_context(skb, 0, sent ? at : headers->ack, sent ? headers->ack : at, false);
+	stream->in_context = false;
 }
 
 /* Reads the requests that begin or go on in a segment. */
@@ -345,14 +399,12 @@ static __always_inline void read_requests(struct __sk_buff *skb, const struct tc
 	for (int i = 0; i < CHUNKS; i++)
 		if (!read_chunk(skb, headers->header_bytes, headers->seq, headers->ack, direction))
 			return;
-	/* There may be more than is read of one segment. */
-	if (tcpio_stream_at(stream, headers->seq, skb->len - headers->header_bytes) < skb->len - headers->header_bytes)
-		stream->state = TCPIO_STREAM_WAITING;
+	give_up(skb, headers, direction, stream);
 }
 
-/* The start of an answer tells where a request has ended whose length its head did not; 1xx announces, it answers not.
- */
-static __noinline void hear_answer(struct __sk_buff *skb, const struct tcpio_headers *headers,
+/* The start of an answer tells where a request has ended whose length its head did not, or of which something went by
+ * unseen, or whose connection was not known; 1xx announces, it answers not. */
+static __noinline void hear_answer(struct __sk_buff *skb, const struct tcpio_headers *headers, __u8 direction,
 				   struct tcpio_stream *stream)
 {
 	struct {
@@ -360,33 +412,57 @@ static __noinline void hear_answer(struct __sk_buff *skb, const struct tcpio_hea
 		__u8 rest[8];
 	} start;
 
-	if (stream->state != TCPIO_STREAM_WAITING ||
-	    bpf_skb_load_bytes(skb, headers->header_bytes, &start, sizeof(start)) || start.http != TCPIO_ANSWER ||
+	if (stream->state == TCPIO_STREAM_HEAD || stream->state == TCPIO_STREAM_OTHER ||
+	    (stream->state == TCPIO_STREAM_BODY && (__s32)(headers->ack - stream->next) <= 0) ||
+	    (stream->state != TCPIO_STREAM_UNKNOWN && (__s32)(headers->seq - stream->answer) < 0))
+		return;
+	if (bpf_skb_load_bytes(skb, headers->header_bytes, &start, sizeof(start)) || start.http != TCPIO_ANSWER ||
 	    start.rest[5] == '1')
 		return;
 	stream->next = headers->ack;
 	stream->state = TCPIO_STREAM_BODY;
+	stream->direction = 2 - direction;
+}
+
+/* Is this the first that a connection carries in its direction? Where more was sent before, a request can be under way.
+ */
+static __always_inline bool is_first_data(const struct tcpio_headers *headers, __u32 bytes, __u8 direction,
+					  struct tcp_sock *tp)
+{
+	if (direction == TCPIO_TRANSMIT) /* the kernel has counted it already */
+		return BPF_CORE_READ(tp, bytes_sent) == bytes;
+	return !BPF_CORE_READ(tp, bytes_received) && headers->seq == BPF_CORE_READ(tp, rcv_nxt);
 }
 
 /* Anything for `read_requests` in this segment? For most it takes a few comparisons to say no. */
 static __always_inline bool may_hold_request(struct __sk_buff *skb, const struct tcpio_headers *headers, __u8 direction,
-					     struct tcpio_stream *stream)
+					     struct tcpio_stream *stream, struct tcp_sock *tp)
 {
 	__u32 bytes = skb->len - headers->header_bytes, at, word;
 
 	if (skb->len <= headers->header_bytes)
 		return false;
 	if (stream->direction && stream->direction != direction + 1) {
-		hear_answer(skb, headers, stream);
+		hear_answer(skb, headers, direction, stream);
 		return false;
 	}
+	if (tcpio_stream_skips(stream, headers->seq))
+		return stream->in_context;
 	at = tcpio_stream_at(stream, headers->seq, bytes);
 	if (at >= bytes)
 		return false;
-	if (stream->in_context || stream->state == TCPIO_STREAM_HEAD)
+	if (stream->in_context || stream->state == TCPIO_STREAM_HEAD || stream->state == TCPIO_STREAM_BODY)
 		return true;
-	return !bpf_skb_load_bytes(skb, headers->header_bytes + at, &word, sizeof(word)) &&
-	       (tcpio_is_method(word) || word == TCPIO_PREFACE);
+	word = 0;
+	if (bytes >= sizeof(word) && bpf_skb_load_bytes(skb, headers->header_bytes, &word, sizeof(word)))
+		return false;
+	if (word == TCPIO_ANSWER) {
+		hear_answer(skb, headers, direction, stream);
+		return false;
+	}
+	if (bytes >= sizeof(word) && !tcpio_is_method(word, ~0U) && word != TCPIO_PREFACE)
+		return false;
+	return is_first_data(headers, bytes, direction, tp);
 }
 
 /* Published contexts. */
@@ -495,10 +571,12 @@ int tcpio_option(struct bpf_sockopt *ctx)
 	__u8 *value = ctx->optval, *end = ctx->optval_end;
 	struct bpf_sock *sk = ctx->sk;
 
-	if (ctx->level == OPTION_LEVEL && ctx->optlen == OPTION_BYTES && value + OPTION_BYTES <= end && sk &&
+	/* Another agent's program may have taken it before: it is for all of them. */
+	if (ctx->level == OPTION_LEVEL && (ctx->optlen == OPTION_BYTES || ctx->optlen == TAKEN) &&
+	    value + OPTION_BYTES <= end && sk &&
 	    (ctx->optname == OPTION_CONTEXT || ctx->optname == OPTION_SHARED_CONTEXT) &&
 	    take_tag(sk, value, ctx->optname == OPTION_SHARED_CONTEXT))
-		ctx->optlen = -1; /* done: the kernel's own code does not see it */
+		ctx->optlen = TAKEN;
 	else if (ctx->optlen > end - value)
 		ctx->optlen = 0;
 	return 1;

@@ -91,7 +91,8 @@ static __always_inline void tcpio_scan_word(struct tcpio_head *head, __u32 word,
 	__u64 after = now >> 8 | next << 56, lower = after | TCPIO_EACH(0x20);
 	__u64 starts = breaks & (tcpio_zeros(lower ^ TCPIO_EACH('t')) | tcpio_zeros(lower ^ TCPIO_EACH('b')) |
 				 tcpio_zeros(lower ^ TCPIO_EACH('c')) | tcpio_zeros(after ^ TCPIO_EACH('\r')) |
-				 tcpio_zeros(after ^ TCPIO_EACH('\n')));
+				 tcpio_zeros(after ^ TCPIO_EACH('\n')) | tcpio_zeros(after ^ TCPIO_EACH(' ')) |
+				 tcpio_zeros(after ^ TCPIO_EACH('\t')));
 	__u32 line = (__u32)tcpio_any(breaks), none_yet = 1 - (__u32)tcpio_any(head->first_break);
 	__u32 slot = head->words & (2 * TCPIO_WORDS - 1);
 
@@ -309,8 +310,10 @@ static __always_inline bool tcpio_judge_line(struct tcpio_head *head, __u32 star
 		head->end = start + (line[0] == '\n' ? 1 : 2);
 		return true;
 	}
-	if (tcpio_spells(line, TCPIO_TRACEPAR, TCPIO_ALL) && tcpio_spells(line + 8, TCPIO_ENT, TCPIO_THREE) &&
-	    line[11] == ':')
+	if (tcpio_blank(line[0])) /* folded onto the line before, whichever that is */
+		head->facts |= TCPIO_HEAD_AMBIGUOUS | TCPIO_HEAD_B3_AMBIGUOUS | TCPIO_HEAD_UNBOUNDED;
+	else if (tcpio_spells(line, TCPIO_TRACEPAR, TCPIO_ALL) && tcpio_spells(line + 8, TCPIO_ENT, TCPIO_THREE) &&
+		 line[11] == ':')
 		tcpio_judge_traceparent(head, line);
 	else if ((line[0] | 0x20) == 'b' && line[1] == '3' && line[2] == ':')
 		tcpio_judge_b3(head, line);
@@ -328,6 +331,7 @@ static __always_inline bool tcpio_is_request(const struct tcpio_head *head)
 {
 	__u32 word = tcpio_opaque(head->first_break - 1), end = 0;
 	const __u8 *version;
+	bool method = false;
 
 	if (word >= TCPIO_TEXT_BYTES / 8)
 		return false;
@@ -335,13 +339,17 @@ static __always_inline bool tcpio_is_request(const struct tcpio_head *head)
 	for (__u32 byte = 0; byte < 8; byte++)
 		if (!end && head->text[word + byte] == '\n')
 			end = word + byte;
-	if (end < TCPIO_TAIL_BYTES + 16 || end >= head->text_bytes || end >= TCPIO_TEXT_BYTES)
+	if (end < TCPIO_TAIL_BYTES + 13 || end >= head->text_bytes || end >= TCPIO_TEXT_BYTES)
 		return false;
 	if (head->text[end - 1] == '\r')
 		end--;
 	version = head->text + end - 9;
-	return version[0] == ' ' && version[1] == 'H' && version[2] == 'T' && version[3] == 'T' && version[4] == 'P' &&
-	       version[5] == '/' && version[6] == '1' && version[7] == '.' && (version[8] == '0' || version[8] == '1');
+	for (__u32 byte = 3; byte < 8; byte++) /* where the method ends, which is another blank than the version's */
+		if (head->text[TCPIO_TAIL_BYTES + byte] == ' ' && TCPIO_TAIL_BYTES + byte < end - 9)
+			method = true;
+	return method && version[0] == ' ' && version[1] == 'H' && version[2] == 'T' && version[3] == 'T' &&
+	       version[4] == 'P' && version[5] == '/' && version[6] == '1' && version[7] == '.' &&
+	       (version[8] == '0' || version[8] == '1');
 }
 
 /*
@@ -358,11 +366,18 @@ enum tcpio_stream_state {
 
 struct tcpio_stream {
 	__u32 next;
+	__u32 answer;	 /* the peer's answer to the request that began last does not begin before this */
 	__u8 state;	 /* enum tcpio_stream_state */
 	__u8 direction;	 /* 1 + enum tcpio_direction of requests; 0: not known */
 	__u8 in_context; /* a context was reported, and its end was not */
 	__u8 facts;	 /* enum tcpio_head_fact of the head so far, those that outlast a chunk */
 };
+
+/* Does a segment come before what should begin at `next`? Then that is on its way, and nothing can be read before. */
+static __always_inline bool tcpio_stream_skips(const struct tcpio_stream *stream, __u32 seq)
+{
+	return stream->state == TCPIO_STREAM_BODY && (__s32)(stream->next - seq) < 0;
+}
 
 /* Where in a segment's payload there is something to read; `bytes` and more: nowhere. */
 static __always_inline __u32 tcpio_stream_at(struct tcpio_stream *stream, __u32 seq, __u32 bytes)
@@ -372,7 +387,7 @@ static __always_inline __u32 tcpio_stream_at(struct tcpio_stream *stream, __u32 
 	if (stream->state == TCPIO_STREAM_UNKNOWN)
 		return 0;
 	if (stream->state == TCPIO_STREAM_BODY)
-		return ahead > 0 ? (__u32)ahead : 0;
+		return (__u32)ahead;
 	if (stream->state != TCPIO_STREAM_HEAD)
 		return bytes;
 	if (ahead < 0) { /* something is missing */
@@ -387,13 +402,13 @@ static __always_inline __u32 tcpio_stream_at(struct tcpio_stream *stream, __u32 
 #define TCPIO_PREFACE TCPIO_WORD('P', 'R', 'I', ' ')
 #define TCPIO_ANSWER TCPIO_WORD('H', 'T', 'T', 'P')
 
-static __always_inline bool tcpio_is_method(__u32 word)
+static __always_inline bool tcpio_is_method(__u32 word, __u32 mask)
 {
-	return word == TCPIO_WORD('G', 'E', 'T', ' ') || word == TCPIO_WORD('P', 'O', 'S', 'T') ||
-	       word == TCPIO_WORD('P', 'U', 'T', ' ') || word == TCPIO_WORD('H', 'E', 'A', 'D') ||
-	       word == TCPIO_WORD('D', 'E', 'L', 'E') || word == TCPIO_WORD('P', 'A', 'T', 'C') ||
-	       word == TCPIO_WORD('O', 'P', 'T', 'I') || word == TCPIO_WORD('T', 'R', 'A', 'C') ||
-	       word == TCPIO_WORD('C', 'O', 'N', 'N');
+	return !((word ^ TCPIO_WORD('G', 'E', 'T', ' ')) & mask) || !((word ^ TCPIO_WORD('P', 'O', 'S', 'T')) & mask) ||
+	       !((word ^ TCPIO_WORD('P', 'U', 'T', ' ')) & mask) || !((word ^ TCPIO_WORD('H', 'E', 'A', 'D')) & mask) ||
+	       !((word ^ TCPIO_WORD('D', 'E', 'L', 'E')) & mask) || !((word ^ TCPIO_WORD('P', 'A', 'T', 'C')) & mask) ||
+	       !((word ^ TCPIO_WORD('O', 'P', 'T', 'I')) & mask) || !((word ^ TCPIO_WORD('T', 'R', 'A', 'C')) & mask) ||
+	       !((word ^ TCPIO_WORD('C', 'O', 'N', 'N')) & mask);
 }
 
 /* Draws the conclusions from a chunk of a head, `bytes` long from sequence number `seq` on, once it has been judged. */
@@ -413,8 +428,6 @@ static __always_inline void tcpio_stream_move(struct tcpio_stream *stream, const
 	} else {
 		stream->next = seq + bytes;
 		stream->state = TCPIO_STREAM_HEAD;
-		if (facts & TCPIO_HEAD_SIZED) /* the number is not kept until the head ends */
-			stream->facts |= TCPIO_HEAD_UNBOUNDED;
 	}
 }
 

@@ -269,8 +269,7 @@ static __always_inline bool decode_memory(struct tcpio_headers *headers, __u8 di
 }
 
 /* Reports a socket that is older than the agent and that no process's files led to: one never accepted, say. */
-static __noinline void announce(const struct context *context, struct tcp_sock *tp,
-				     const struct tcpio_owner *owner)
+static __noinline void announce(const struct context *context, struct tcp_sock *tp, const struct tcpio_owner *owner)
 {
 	__u8 state = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state);
 	struct tcpio_record *record;
@@ -297,7 +296,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 	struct context context;
 	struct scratch *scratch;
 	struct bpf_sock *sk;
-	__u16 marks = 0;
+	__u16 marks = 0, contexts = 0;
 	bool stream;
 	void *ring;
 
@@ -340,10 +339,11 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 	if (!is_wanted(&context, &tuple, owner))
 		return 1;
 	if (tp && owner && !(marks & TCPIO_MARK_LISTENER)) {
-		if (context.control->http_headers && may_hold_request(skb, &headers, direction, &owner->stream))
+		if (context.control->http_headers && may_hold_request(skb, &headers, direction, &owner->stream, tp))
 			read_requests(skb, &headers, direction, &owner->stream);
 		if (reads_published && sent && skb->len > headers.header_bytes && !(marks & TCPIO_MARK_RETRANSMIT))
 			read_published(&context, &headers, tp, owner);
+		contexts = owner->contexts;
 	}
 	record = reserve_packet(&context, &ring, &tuple, &headers, direction, skb->len);
 	if (!record)
@@ -356,7 +356,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 		record->state = sk->state;
 	if (owner) {
 		fill_owner(record, owner);
-		record->packet.contexts = owner->contexts;
+		record->packet.contexts = contexts;
 	}
 	if (!tp)
 		remember(&scratch->reply, &headers, skb->len);

@@ -196,6 +196,12 @@ def _netns(file: Path | None) -> int:
     return found.st_ino
 
 
+def _joins(config: Config) -> bool:
+    """Whether anything can tell of trace contexts."""
+    wanted = config.correlation
+    return config.capture_file is None and (wanted.socket_tags or wanted.http_headers or wanted.published_contexts)
+
+
 def _contexts(config: Config) -> ContextSources:
     wanted = config.correlation
     return ContextSources(
@@ -222,7 +228,7 @@ def _pipeline(config: Config, ledger: Ledger, vocabulary: Vocabulary, outputs: O
 
     return Pipeline(
         ledger=ledger,
-        contexts=ContextTable(quiet_ns=int(config.correlation.quiet * 1e9)),
+        contexts=ContextTable(quiet_ns=int(config.correlation.quiet * 1e9)) if _joins(config) else None,
         connections=_table(config, vocabulary, float(config.connections.summary_interval)),
         packet_encoder=outputs.packet_encoder,
         encode_spans=outputs.encode_spans,

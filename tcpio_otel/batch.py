@@ -236,6 +236,10 @@ class Contexts:
         """Those of some packets, side by side."""
         return replace(self, numbers=self.numbers[rows], spans=self.spans[rows])
 
+    def where(self, mask: NDArray[np.bool_]) -> "Contexts":
+        """Those of some packets."""
+        return replace(self, numbers=self.numbers[mask], spans=self.spans[mask])
+
 
 @dataclass(frozen=True)
 class Packets:

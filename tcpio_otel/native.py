@@ -43,7 +43,7 @@ def _array(dtype: Any) -> Any:
 
 
 _RECORDS, _BYTES, _FLAGS = _array(RECORD), _array(np.uint8), _array(np.bool_)
-_INT32, _INT64, _UINT64 = _array(np.int32), _array(np.int64), _array(np.uint64)
+_INT64, _UINT64 = _array(np.int64), _array(np.uint64)
 _KEYS, _COLUMN64, _COLUMN32 = ndpointer(np.uint64, ndim=2), ndpointer(np.uint64), ndpointer(np.uint32)  # with strides
 
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
@@ -84,13 +84,8 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
             _INT64,
         ],
     ),
-    "tcpio_follow": (
-        c_size_t,
-        [c_void_p, _RECORDS, _INT64, c_size_t, _INT32, _FLAGS, _INT32, _INT32, _FLAGS, _INT64, _UINT64],
-    ),
-    "tcpio_undecided": (None, [c_void_p, _RECORDS, _INT64, c_size_t, _FLAGS]),
-    "tcpio_join": (c_size_t, [c_void_p, _RECORDS, _INT64, c_size_t, _INT64, _INT64, _UINT64]),
-    "tcpio_spanned": (c_size_t, [c_void_p, _RECORDS, _INT64, _INT64]),
+    "tcpio_follow": (None, [c_void_p, _RECORDS, _INT64, c_size_t, c_size_t, c_void_p]),
+    "tcpio_join": (None, [c_void_p, _RECORDS, _INT64, c_size_t, c_void_p]),
     "tcpio_context_sizes": (None, [_INT64]),
 }
 

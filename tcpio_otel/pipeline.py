@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import Batch, Packets, pick
+from tcpio_otel.batch import RAW, RECORD, Batch, Contexts, Packets, pick
 from tcpio_otel.clock import Nanoseconds
 from tcpio_otel.connections.events import Connection, Ends
 from tcpio_otel.connections.table import ConnectionTable
@@ -130,7 +130,7 @@ class Pipeline:
         *,
         ledger: Ledger,
         connections: ConnectionTable,
-        contexts: ContextTable,
+        contexts: ContextTable | None,
         packet_encoder: PacketEncoder,
         encode_spans: Callable[[list[Connection], list[Links]], Items],
         encode_requests: Callable[[list[tuple[ServedRequest, Ends | None]], int], Items],
@@ -149,7 +149,9 @@ class Pipeline:
         self._context_wait_ns = context_wait_ns
         self._logs, self._summaries, self._traces = logs, summaries, traces
         self._clock, self._handshake_wait_ns, self._paced = clock, handshake_wait_ns, paced
-        self._held: deque[_Held] = deque()
+        self._held: deque[_Held] = deque()  # for the ids of their connection
+        self._undecided: list[_Held] = []  # for their context
+        self._context_unknown = 0
         self._held_rows = self._unix_offset_ns = 0
         self.progress = Progress()
 
@@ -160,7 +162,8 @@ class Pipeline:
 
     def faults(self) -> dict[str, int]:
         """Counts of what could not be joined to an application's trace as it should be."""
-        return {"contexts_lost": self._contexts.lost, "context_unknown": self._contexts.unknown}
+        lost = self._contexts.lost if self._contexts else 0
+        return {"contexts_lost": lost, "context_unknown": self._context_unknown}
 
     def process(self, batch: Batch) -> None:
         """Take one batch in."""
@@ -169,8 +172,7 @@ class Pipeline:
         packets = batch.packets
         self.progress.packets += len(packets)
         self.progress.payload_bytes += int(packets["payload_bytes"].sum())
-        undecided = self._contexts.follow(batch, self._connections.record_slots, self._connections.flows)
-        self._log(_Held(packets, slots, batch.unix_offset_ns, batch.observed_ns, batch.now_ns), undecided)
+        self._log(batch, _Held(packets, slots, batch.unix_offset_ns, batch.observed_ns, batch.now_ns))
         self._span(ended)
         self._summarize(batch.observed_ns)
         self._sum_up(batch.observed_ns)
@@ -178,16 +180,48 @@ class Pipeline:
             if output:
                 output.poll(self._clock(), block=self._paced)
 
-    def _log(self, arrived: _Held, undecided: NDArray[np.bool_] | None) -> None:
+    def _log(self, batch: Batch, arrived: _Held) -> None:
         """Encode what has ids, or has waited long enough, and hold back the rest."""
         self._release(arrived.arrived_ns)
-        waiting = self._connections.waiting(arrived.slots) & (self._handshake_wait_ns > 0)
-        if undecided is not None and self._context_wait_ns:
-            waiting |= undecided
-        if waiting.any():
-            self._hold(arrived.where(waiting))
-            arrived = arrived.where(~waiting)
-        self._encode(arrived)
+        held = self._connections.waiting(arrived.slots) & (self._handshake_wait_ns > 0)
+        any_held = bool(held.any())
+        contexts, undecided = self._follow(batch, held if any_held else None)
+        if any_held:
+            self._hold(arrived.where(held))
+        if undecided is not None:
+            self._undecided.append(arrived.where(undecided))
+            self._connections.hold(self._undecided[-1].slots)
+            held = held | undecided
+        elif not any_held:
+            self._encode(arrived, contexts)
+            return
+        self._encode(arrived.where(~held), contexts.where(~held) if contexts else None)
+
+    def _follow(self, batch: Batch, held: NDArray[np.bool_] | None) -> tuple[Contexts | None, NDArray[np.bool_] | None]:
+        """The contexts of a batch's packets, and which of them may still get one; what waited for that is seen to."""
+        if self._contexts is None:
+            return None, None
+        waiting, before = None, self._undecided
+        if before:
+            records = np.concatenate([rows.records.view(RAW) for rows in before]).view(RECORD)
+            waiting = records, np.concatenate([rows.slots for rows in before])
+        followed = self._contexts.follow(batch, self._connections.record_slots, self._connections.flows, held, waiting)
+        self._undecided, start = [], 0
+        for rows in before:
+            part = slice(start, start + len(rows))
+            start = part.stop
+            waits, contexts = followed.waits[part], followed.contexts.part(part)
+            overdue = batch.now_ns >= rows.arrived_ns + self._context_wait_ns or start > HELD_RECORDS_LIMIT
+            self._connections.release(rows.slots)
+            if overdue:
+                self._context_unknown += int(np.count_nonzero(waits))
+                waits = np.zeros(len(rows), np.bool_)
+            self._encode(rows.where(~waits), contexts.where(~waits))
+            if waits.any():
+                self._undecided.append(rows.where(waits))
+                self._connections.hold(self._undecided[-1].slots)
+        undecided = followed.waits[start:]
+        return followed.contexts.part(slice(start, None)), undecided if undecided.any() else None
 
     def _hold(self, rows: _Held) -> None:
         self._connections.hold(rows.slots)
@@ -195,25 +229,23 @@ class Pipeline:
         self._held_rows += len(rows)
 
     def _release(self, now_ns: int, *, everything: bool = False) -> None:
-        """Let go of held rows that have all their ids by now, or whose time is over."""
+        """Let go of held rows that have their ids by now, or whose time is over."""
         for _ in range(len(self._held)):
             rows = self._held.popleft()
             self._held_rows -= len(rows)
             self._connections.release(rows.slots)
-            waiting = np.zeros(len(rows), np.bool_)
-            if not everything and self._held_rows + len(rows) <= HELD_RECORDS_LIMIT:
-                if now_ns < rows.arrived_ns + self._handshake_wait_ns:
-                    waiting |= self._connections.waiting(rows.slots)
-                if now_ns < rows.arrived_ns + self._context_wait_ns:
-                    waiting |= self._contexts.undecided(rows.records, rows.slots)
-            self._encode(rows.where(~waiting))
+            overdue = now_ns >= rows.arrived_ns + self._handshake_wait_ns
+            overdue |= everything or self._held_rows + len(rows) > HELD_RECORDS_LIMIT
+            waiting = self._connections.waiting(rows.slots) & (not overdue)
+            freed = rows.where(~waiting)
+            if len(freed):
+                self._encode(freed, self._contexts.join(freed.records, freed.slots) if self._contexts else None)
             if waiting.any():
                 self._hold(rows.where(waiting))
 
-    def _encode(self, rows: _Held) -> None:
+    def _encode(self, rows: _Held, contexts: Contexts | None) -> None:
         if not len(rows):
             return
-        contexts = self._contexts.join(rows.records, rows.slots)
         if self._logs is None:
             self._ledger.filtered(len(rows), "signal_off")
             return
@@ -226,7 +258,7 @@ class Pipeline:
 
     def _span(self, ended: list[Connection]) -> None:
         self.progress.spans += len(ended)
-        served = [Links(*self._contexts.end(connection.slot, self._unix_offset_ns)) for connection in ended]
+        served = [self._served(connection.slot) for connection in ended]
         if self._traces is None:
             return
         for start in range(0, len(ended), SPANS_AT_ONCE):
@@ -234,9 +266,12 @@ class Pipeline:
             items = self._encode_spans(ended[part], served[part])
             self._traces.add(items, self._clock(), block=self._paced)
 
+    def _served(self, slot: int) -> Links:
+        return Links(*self._contexts.end(slot, self._unix_offset_ns)) if self._contexts else Links()
+
     def _sum_up(self, observed_ns: int) -> None:
         """Send the figures of requests that are over."""
-        due = self._contexts.take_requests()
+        due = self._contexts.take_requests() if self._contexts else []
         if self._summaries is None or not due:
             return
         items = self._encode_requests([(request, self._connections.ends(request.slot)) for request in due], observed_ns)
@@ -254,6 +289,10 @@ class Pipeline:
         """The source has said all: end open connections, encode what is held, queue everything."""
         ended = self._connections.close(now_ns, snapshot)
         self._release(now_ns, everything=True)
+        for rows in self._undecided:
+            self._connections.release(rows.slots)
+            self._context_unknown += len(rows)
+            self._encode(rows, None)
         self._span(ended)
         self._sum_up(now_ns + self._unix_offset_ns)
         for output in (self._logs, self._summaries, self._traces):

@@ -77,6 +77,7 @@ class Owner(ctypes.Structure):
         ("netns", ctypes.c_uint32),
         ("role", ctypes.c_uint32),
         ("stream.next", ctypes.c_uint32),
+        ("stream.answer", ctypes.c_uint32),
         ("stream.state", ctypes.c_uint8),
         ("stream.direction", ctypes.c_uint8),
         ("stream.in_context", ctypes.c_uint8),

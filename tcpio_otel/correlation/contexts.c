@@ -44,7 +44,7 @@ struct span {
 	int latest; /* it concerns what is under way, whatever comes later */
 };
 
-static struct span span_of(const struct tcpio_record *record)
+static struct span span_of(const struct place *place, const struct tcpio_record *record)
 {
 	int direction = record->packet.direction;
 	__u32 seq = record->packet.seq, bytes = record->packet.payload_bytes;
@@ -54,7 +54,10 @@ static struct span span_of(const struct tcpio_record *record)
 		return (struct span){ direction, seq, seq + bytes, 0 };
 	if (flags & FLAG_RST)
 		return (struct span){ direction, seq, seq + 1, 1 };
-	if (flags & (FLAG_SYN | FLAG_FIN) || !(flags & FLAG_ACK))
+	/* What meets a TIME_WAIT socket, or none, is about the end. */
+	if (flags & (FLAG_SYN | FLAG_FIN) || !(flags & FLAG_ACK) || record->packet.marks & TCPIO_MARK_NO_SOCKET)
+		return (struct span){ .direction = -1 };
+	if (place->finished >> !direction & 1 && record->packet.ack == place->fin[!direction])
 		return (struct span){ .direction = -1 };
 	return (struct span){ !direction, record->packet.ack - 1, record->packet.ack, 0 };
 }
@@ -279,92 +282,6 @@ static int learn(const struct table *table, struct place *place, struct contexts
 	return used || (known && row->shared);
 }
 
-/*
- * Follows records in time order, contexts as well as packets. `numbers` holds a free one for each context among them;
- * `taken` is filled with whether it was used. `waits` is filled, for each record, with whether its context may still
- * come. Rows are taken from `free_rows` (`rows_used` counts them); those of connections that went are put into
- * `left_rows`. Slots that are new come into `fresh`; returns how many those are. `state` counts: rows used, rows left,
- * contexts lost.
- */
-size_t tcpio_follow(const struct table *table, const struct tcpio_record *records, const __s64 *slots, size_t count,
-		    const __s32 *numbers, __u8 *taken, const __s32 *free_rows, __s32 *left_rows, __u8 *waits,
-		    __s64 *fresh, __u64 *state)
-{
-	size_t found = 0, context = 0;
-
-	for (size_t i = 0; i < count; i++) {
-		const struct tcpio_record *record = &records[i];
-		__s64 slot = slots[i];
-		struct contexts *row;
-		struct place *place;
-		struct span span;
-		__u64 born;
-
-		waits[i] = 0;
-		if (slot < 0) {
-			if (record->kind == TCPIO_CONTEXT)
-				taken[context++] = 0;
-			continue;
-		}
-		place = &table->places[slot];
-		born = life_of(table, slot);
-		if (place->born != born) {
-			if (place->row >= 0)
-				left_rows[state[1]++] = place->row;
-			*place = (struct place){ .born = born, .row = -1 };
-			fresh[found++] = (__s64)i;
-		}
-		if (record->kind == TCPIO_CONTEXT) {
-			if (place->row < 0) {
-				place->row = free_rows[state[0]++];
-				memset(&table->rows[place->row], 0, sizeof(struct contexts));
-			}
-			taken[context] =
-				(__u8)learn(table, place, &table->rows[place->row], record, slot, numbers[context]);
-			context++;
-			continue;
-		}
-		if (record->kind != TCPIO_PACKET)
-			continue;
-		row = place->row < 0 ? NULL : &table->rows[place->row];
-		if (row && record->packet.contexts && (__s16)(record->packet.contexts - row->serial) > 0) {
-			lose_track(table, row, record);
-			state[2]++;
-		}
-		span = span_of(record);
-		if (record->packet.direction == SENT && record->packet.payload_bytes) {
-			__u32 end = record->packet.seq + record->packet.payload_bytes;
-
-			if (!place->sending || before(place->high, end)) {
-				place->high = end;
-				place->answer = record->packet.ack;
-				place->sending = 1;
-			}
-		}
-		if (!place->answers || span.direction != RECEIVED)
-			continue;
-		/* Until it answers, all that a server receives belongs to what it is asked. */
-		if (row && row->count[SENT] && record->packet.payload_bytes && before(row->known, span.to) &&
-		    !(place->sending && before(newest(row, SENT)->seq, place->high)))
-			row->known = span.to;
-		waits[i] = (__u8)undecided(place, row, &span);
-	}
-	return found;
-}
-
-/* Fills `waits` with whether the context of packets that waited may still come. */
-void tcpio_undecided(const struct table *table, const struct tcpio_record *records, const __s64 *slots, size_t count,
-		     __u8 *waits)
-{
-	for (size_t i = 0; i < count; i++) {
-		const struct place *place = &table->places[slots[i]];
-		struct span span = span_of(&records[i]);
-
-		waits[i] = (__u8)(slots[i] >= 0 && place->born == life_of(table, slots[i]) &&
-				  undecided(place, place->row < 0 ? NULL : &table->rows[place->row], &span));
-	}
-}
-
 static void see(struct request *request, const struct tcpio_record *record, const struct span *span)
 {
 	__u64 now_ns = record->time_ns, since_ns = request->last_ns;
@@ -412,81 +329,233 @@ static void acknowledge(struct request *requests, const struct contexts *row, co
 		request->acked_ns = record->time_ns;
 }
 
-/*
- * Fills `numbers` with the context of each packet: NUMBER_NONE where it has none. A packet that reaches over several is
- * listed in `spanning`, with the first of them as its number; returns how many there are. `unknown` counts packets
- * whose context never came.
- */
-size_t tcpio_join(const struct table *table, const struct tcpio_record *records, const __s64 *slots, size_t count,
-		  __s64 *numbers, __s64 *spanning, __u64 *unknown)
+/* Numbers of contexts by packet, and, for those that reach over several, which these are. */
+struct joined {
+	__s64 *numbers;
+	__s32 *spans;	     /* 1 + the place in `sets`; 0: no more than one */
+	__s64 (*sets)[KEPT]; /* oldest first, then -1 */
+	__u64 found;	     /* sets */
+};
+
+/* Whose a packet is whose context is decided. */
+static void join(const struct table *table, const struct contexts *row, const struct tcpio_record *record,
+		 const struct span *span, struct joined *joined, size_t at)
 {
-	size_t found = 0;
+	int first, last;
+
+	joined->numbers[at] = NUMBER_NONE;
+	joined->spans[at] = 0;
+	if (!row || span->direction < 0)
+		return;
+	first = border_of(row, span->direction, span->from);
+	last = border_of(row, span->direction, span->to - 1);
+	if (last < 0)
+		return;
+	if (first == last) {
+		joined->numbers[at] = row->borders[span->direction][last].number;
+		if (joined->numbers[at] >= NUMBER_FIRST)
+			see(&table->requests[joined->numbers[at]], record, span);
+		return;
+	}
+	for (int i = 0; i < KEPT; i++)
+		joined->sets[joined->found][i] = -1;
+	joined->spans[at] = (__s32)(joined->found + 1);
+	for (int border = last, place = last - (first < 0 ? 0 : first); place >= 0; border--, place--) {
+		const struct border *one = &row->borders[span->direction][border];
+		struct span part = *span;
+
+		if (border > first && before(part.from, one->seq))
+			part.from = one->seq;
+		if (border < last)
+			part.to = one[1].seq;
+		joined->numbers[at] = joined->sets[joined->found][place] = one->number;
+		if (one->number >= NUMBER_FIRST)
+			see(&table->requests[one->number], record, &part);
+	}
+	joined->found++;
+}
+
+/* The call of tcpio_follow that is under way. */
+struct following {
+	const struct table *table;
+	const struct tcpio_record *records;
+	struct joined *joined;
+	__s32 *next;
+	__u8 *waits;
+	__u32 pass;
+};
+
+static struct contexts *row_of(const struct table *table, const struct place *place)
+{
+	return place->row < 0 ? NULL : &table->rows[place->row];
+}
+
+static void wait_for(struct following *following, struct place *place, size_t at)
+{
+	if (place->pass != following->pass) {
+		place->pass = following->pass;
+		place->first_waiting = -1;
+	}
+	if (place->first_waiting < 0)
+		place->first_waiting = (__s32)at;
+	else
+		following->next[place->last_waiting] = (__s32)at;
+	place->last_waiting = (__s32)at;
+	following->next[at] = -1;
+	following->waits[at] = 1;
+}
+
+/* A context came: of what has waited on this connection, join what is decided now. */
+static void settle_waiting(struct following *following, struct place *place)
+{
+	const struct contexts *row = row_of(following->table, place);
+	__s32 at;
+
+	if (place->pass != following->pass)
+		return;
+	at = place->first_waiting;
+	place->first_waiting = -1;
+	while (at >= 0) {
+		const struct tcpio_record *record = &following->records[at];
+		struct span span = span_of(place, record);
+		__s32 next = following->next[at];
+
+		if (undecided(place, row, &span)) {
+			wait_for(following, place, (size_t)at);
+		} else {
+			following->waits[at] = 0;
+			join(following->table, row, record, &span, following->joined, (size_t)at);
+		}
+		at = next;
+	}
+}
+
+/* Notes how far a connection has come. */
+static void advance(struct place *place, struct contexts *row, const struct tcpio_record *record)
+{
+	__u32 end = record->packet.seq + record->packet.payload_bytes;
+	int direction = record->packet.direction;
+
+	if (record->packet.flags & FLAG_FIN) {
+		place->fin[direction] = end + 1;
+		place->finished |= (__u8)(1 << direction);
+	}
+	if (!record->packet.payload_bytes)
+		return;
+	if (direction == SENT && (!place->sending || before(place->high, end))) {
+		place->high = end;
+		place->answer = record->packet.ack;
+		place->sending = 1;
+	}
+	/* Until it answers, all that a server receives belongs to what it is asked. */
+	if (direction == RECEIVED && place->answers && row && row->count[SENT] && before(row->known, end) &&
+	    !(place->sending && before(newest(row, SENT)->seq, place->high)))
+		row->known = end;
+}
+
+/* What Python passes besides the records: rows and numbers that are free, and room for what there is to say. */
+struct exchange {
+	const __s32 *numbers;	/* a free one for each context among the records */
+	__u8 *taken;		/* by context: whether it was used */
+	const __s32 *free_rows; /* as many */
+	__s32 *left_rows;	/* of connections that are gone */
+	__s32 *next;		/* scratch, by record */
+	__u8 *waits;		/* by record: its context may still come */
+	const __u8 *expecting;	/* by record: the listener of its connection is known for contexts that come later */
+	const __u8 *apart;	/* by record: another wait is not over, so join it another time */
+	struct joined joined;
+	__u64 rows_used, rows_left, lost;
+	__u64 pass;
+};
+
+/*
+ * Follows records in time order, and joins packets as it goes. The first `waiting` of them are packets that it was
+ * given before and that still wait.
+ */
+void tcpio_follow(const struct table *table, const struct tcpio_record *records, const __s64 *slots, size_t count,
+		  size_t waiting, struct exchange *exchange)
+{
+	struct following following = { .table = table,
+				       .records = records,
+				       .joined = &exchange->joined,
+				       .next = exchange->next,
+				       .waits = exchange->waits,
+				       .pass = (__u32)exchange->pass };
+	size_t context = 0;
 
 	for (size_t i = 0; i < count; i++) {
 		const struct tcpio_record *record = &records[i];
-		const struct place *place = &table->places[slots[i]];
+		__s64 slot = slots[i];
 		struct contexts *row;
+		struct place *place;
 		struct span span;
-		int first, last;
+		__u64 born;
 
-		numbers[i] = NUMBER_NONE;
-		if (place->row < 0 && !place->answers)
+		exchange->waits[i] = 0;
+		exchange->joined.numbers[i] = NUMBER_NONE;
+		exchange->joined.spans[i] = 0;
+		if (slot < 0) {
+			if (record->kind == TCPIO_CONTEXT)
+				exchange->taken[context++] = 0;
 			continue;
-		if (place->born != life_of(table, slots[i]))
+		}
+		place = &table->places[slot];
+		if (i < waiting) {
+			wait_for(&following, place, i);
 			continue;
-		span = span_of(record);
-		row = place->row < 0 ? NULL : &table->rows[place->row];
+		}
+		born = life_of(table, slot);
+		if (place->born != born) {
+			if (place->row >= 0)
+				exchange->left_rows[exchange->rows_left++] = place->row;
+			*place = (struct place){ .born = born, .row = -1, .answers = exchange->expecting[i] };
+		}
+		if (record->kind == TCPIO_CONTEXT) {
+			if (place->row < 0) {
+				place->row = exchange->free_rows[exchange->rows_used++];
+				memset(&table->rows[place->row], 0, sizeof(struct contexts));
+			}
+			exchange->taken[context] = (__u8)learn(table, place, &table->rows[place->row], record, slot,
+							       exchange->numbers[context]);
+			context++;
+			settle_waiting(&following, place);
+			continue;
+		}
+		if (record->kind != TCPIO_PACKET)
+			continue;
+		row = row_of(table, place);
+		if (row && record->packet.contexts && (__s16)(record->packet.contexts - row->serial) > 0) {
+			lose_track(table, row, record);
+			exchange->lost++;
+		}
+		advance(place, row, record);
+		if (!row && !place->answers)
+			continue;
 		if (row)
 			acknowledge(table->requests, row, record);
-		if (span.direction < 0)
+		if (exchange->apart[i])
 			continue;
-		if (undecided(place, row, &span)) {
-			++*unknown;
-			continue;
-		}
-		if (!row)
-			continue;
-		first = border_of(row, span.direction, span.from);
-		last = border_of(row, span.direction, span.to - 1);
-		if (last < 0)
-			continue;
-		if (first == last) {
-			numbers[i] = row->borders[span.direction][last].number;
-			if (numbers[i] >= NUMBER_FIRST)
-				see(&table->requests[numbers[i]], record, &span);
-			continue;
-		}
-		spanning[found++] = (__s64)i;
-		for (int at = last; at >= 0 && at >= first; at--) {
-			struct border *border = &row->borders[span.direction][at];
-			struct span part = span;
-
-			if (at > first && before(part.from, border->seq))
-				part.from = border->seq;
-			if (at < last)
-				part.to = row->borders[span.direction][at + 1].seq;
-			numbers[i] = border->number;
-			if (border->number >= NUMBER_FIRST)
-				see(&table->requests[border->number], record, &part);
-		}
+		span = span_of(place, record);
+		if (undecided(place, row, &span))
+			wait_for(&following, place, i);
+		else
+			join(table, row, record, &span, &exchange->joined, i);
 	}
-	return found;
 }
 
-/*
- * Lists the contexts that a packet reaches over, oldest first, into `numbers` (room for KEPT); returns how many.
- */
-size_t tcpio_spanned(const struct table *table, const struct tcpio_record *record, const __s64 *slot, __s64 *numbers)
+/* Joins packets that did not wait for a context, but for something else. */
+void tcpio_join(const struct table *table, const struct tcpio_record *records, const __s64 *slots, size_t count,
+		struct joined *joined)
 {
-	const struct place *place = &table->places[*slot];
-	const struct contexts *row = &table->rows[place->row];
-	struct span span = span_of(record);
-	int first = border_of(row, span.direction, span.from), last = border_of(row, span.direction, span.to - 1);
-	size_t found = 0;
+	for (size_t i = 0; i < count; i++) {
+		const struct place *place = &table->places[slots[i]];
+		const struct contexts *row = row_of(table, place);
+		struct span span = span_of(place, &records[i]);
 
-	for (int at = first < 0 ? 0 : first; at <= last; at++)
-		numbers[found++] = row->borders[span.direction][at].number;
-	return found;
+		if (place->born != life_of(table, slots[i]) || undecided(place, row, &span))
+			row = NULL;
+		join(table, row, &records[i], &span, joined, i);
+	}
 }
 
 /* The sizes of the structures that Python lays out too. */

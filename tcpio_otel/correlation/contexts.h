@@ -24,9 +24,15 @@ struct place {
 	__s32 row;    /* of its contexts; -1: it has none */
 	__u32 high;   /* one past the highest sequence number sent, once `sending` */
 	__u32 answer; /* the acknowledgement number in the last new data sent: what came before it was answered */
+	__u32 fin[DIRECTIONS]; /* one past the FIN, by direction, once `finished` says that there is one */
 	__u8 sending;
-	__u8 answers; /* what it receives gets its context later, when the application has read it */
-	__u8 reserved[2];
+	__u8 answers;  /* what it receives gets its context later, when the application has read it */
+	__u8 finished; /* bits by direction */
+	__u8 reserved;
+	__u32 pass;	     /* which call of tcpio_follow the next two are about */
+	__s32 first_waiting; /* records of this slot that wait for their context, in order: `next` leads from one to
+				another */
+	__s32 last_waiting;
 };
 
 struct border {

@@ -7,13 +7,14 @@ contexts.c does what is done to every record; this keeps the tables, and settles
 
 import ctypes
 from ctypes import c_uint64, c_void_p
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel import native
-from tcpio_otel.batch import FIRST_CONTEXT, FLOW, Batch, ContextMark, Contexts, Direction, Kind, Origin
+from tcpio_otel.batch import FIRST_CONTEXT, FLOW, RAW, RECORD, Batch, ContextMark, Contexts, Direction, Kind, Origin
 from tcpio_otel.correlation.events import Link, Range, Request
 
 Records = NDArray[np.void]
@@ -33,8 +34,9 @@ SETTLE_NS = 1_000_000_000
 
 _PLACE = np.dtype(
     [
-        ("born", "<u8"), ("row", "<i4"), ("high", "<u4"), ("answer", "<u4"), ("sending", "u1"), ("answers", "u1"),
-        ("reserved", "u1", 2),
+        ("born", "<u8"), ("row", "<i4"), ("high", "<u4"), ("answer", "<u4"), ("fin", "<u4", 2), ("sending", "u1"),
+        ("answers", "u1"), ("finished", "u1"), ("reserved", "u1"), ("pass", "<u4"), ("first_waiting", "<i4"),
+        ("last_waiting", "<i4"),
     ],
     align=True,
 )  # fmt: skip
@@ -73,6 +75,32 @@ class _Table(ctypes.Structure):
     _fields_ = tuple((name, c_void_p) for name in ("places", "rows", "requests", "flows")) + tuple(
         (name, c_uint64) for name in ("flow_stride", "born_offset", "server_offset")
     )
+
+
+class _Joined(ctypes.Structure):
+    """`struct joined`."""
+
+    _fields_ = (("numbers", c_void_p), ("spans", c_void_p), ("sets", c_void_p), ("found", c_uint64))
+
+
+class _Exchange(ctypes.Structure):
+    """`struct exchange`."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in (
+            "numbers", "taken", "free_rows", "left_rows", "next", "waits", "expecting", "apart",
+        )),
+        ("joined", _Joined),
+        *((name, c_uint64) for name in ("rows_used", "rows_left", "lost", "pass")),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What became of packets: whether each still waits for its context (bool, shape (n,)), and what others have."""
+
+    waits: Mask
+    contexts: Contexts
 
 
 _LINK = np.dtype([(name, REQUEST[name]) for name in (
@@ -114,54 +142,74 @@ class ContextTable:
         self._due: list[Request] = []
         self._swept_ns = 0
         self._table = _Table(born_offset=FLOW.fields["born"][1], server_offset=FLOW.fields["server"][1])  # type: ignore[index]
-        self._idle = True  # no context has ever come
+        self._passes = 0
         self.begun = 0
         self.lost = 0
-        self._unknown = np.zeros(1, np.uint64)
-
-    @property
-    def unknown(self) -> int:
-        """Packets that waited for a context which never came."""
-        return int(self._unknown[0])
 
     # A batch.
 
-    def follow(self, batch: Batch, slots: Slots, flows: Records) -> Mask | None:
+    def follow(
+        self, batch: Batch, slots: Slots, flows: Records, apart: Mask | None, waiting: tuple[Records, Slots] | None
+    ) -> Followed:
         """Take a batch in, after the connection table has.
 
         Args:
             batch: records in time order.
             slots: the slot of each record, of whatever kind (int64, shape (records,)); -1: none.
             flows: the connection table's (dtype FLOW).
+            apart: which packets wait for something else, and are left to `join` (bool, shape (packets,)); None: none.
+            waiting: packets of earlier batches that still wait for their context, in time order, and their slots.
 
         Returns:
-            Which packets may yet learn their context (bool, shape (packets,)); None: none of them.
+            What became of those that waited, and of the packets of the batch behind them.
         """
-        records = batch.records
-        contexts = np.flatnonzero(records["kind"] == Kind.CONTEXT)
-        if len(contexts):
-            self._idle = False
+        contexts = np.flatnonzero(batch.records["kind"] == Kind.CONTEXT)
         self._fit(flows)
-        if not len(records):
-            return None
         self._reserve(len(contexts))
-        taken, left = np.zeros(max(1, len(contexts)), np.bool_), np.empty(len(records), np.int32)
-        waits, fresh = np.empty(len(records), np.bool_), np.empty(len(records), np.int64)
-        state = np.zeros(3, np.uint64)
-        found = native.library.tcpio_follow(
-            ctypes.byref(self._table), np.ascontiguousarray(records), slots, len(records), self._free, taken,
-            self._free_rows, left, waits, fresh, state,
-        )  # fmt: skip
-        self._settle_rows(int(state[0]), int(state[1]), left)
-        self.lost += int(state[2])
+        ahead = len(waiting[0]) if waiting else 0
+        records, all_slots = np.ascontiguousarray(batch.records), slots
+        if waiting:
+            records = np.concatenate([waiting[0].view(RAW), records.view(RAW)]).view(RECORD)
+            all_slots = np.concatenate([waiting[1], slots])
+        count = len(records)
+        taken, left = np.zeros(len(contexts), np.bool_), np.empty(count, np.int32)
+        waits, after = np.zeros(count, np.bool_), np.empty(count, np.int32)
+        skipped, expecting = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+        if apart is not None:
+            skipped[ahead:][batch.is_packet] = apart
+        if self._answering:
+            self._expect(batch.records, slots, expecting[ahead:])
+        joined, arrays = _room(count)
+        self._passes = (self._passes + 1) % (1 << 32)
+        exchange = _Exchange(joined=joined, rows_used=0, rows_left=0, lost=0)
+        for name, array in (
+            ("numbers", self._free), ("taken", taken), ("free_rows", self._free_rows), ("left_rows", left),
+            ("next", after), ("waits", waits), ("expecting", expecting), ("apart", skipped),
+        ):  # fmt: skip
+            setattr(exchange, name, array.ctypes.data)
+        setattr(exchange, "pass", self._passes)
+        native.library.tcpio_follow(ctypes.byref(self._table), records, all_slots, count, ahead, ctypes.byref(exchange))
+        self._settle_rows(exchange.rows_used, left[: exchange.rows_left])
+        self.lost += exchange.lost
         if len(contexts):
             self._take(taken)
-            self._remember_listeners(records[contexts], slots[contexts])
-        if self._answering and found:
-            self._expect(records, slots, fresh[:found], waits)
+            self._remember_listeners(batch.records[contexts], slots[contexts])
         self._sweep(batch)
-        packets = waits if len(contexts) == 0 and batch.is_packet.all() else waits[batch.is_packet]
-        return packets if packets.any() else None
+        found = self._contexts(exchange.joined.found, *arrays)
+        if ahead + len(batch.packets) == count:
+            return Followed(waits, found)
+        packets = np.concatenate([np.ones(ahead, np.bool_), batch.is_packet])
+        return Followed(waits[packets], found.where(packets))
+
+    def _contexts(self, found: int, numbers: NDArray[np.int64], spans: NDArray[np.int32], sets: Slots) -> Contexts:
+        """What C has found, with the ids of the sets."""
+        ids = self._requests
+        named = tuple(
+            tuple((ids["trace_id"][number].tobytes(), ids["span_id"][number].tobytes())
+                  for number in row if number >= FIRST_CONTEXT)
+            for row in sets[:found].tolist()
+        )  # fmt: skip
+        return Contexts(numbers, spans, named, ids)
 
     def _fit(self, flows: Records) -> None:
         if len(flows) > len(self._places):
@@ -198,10 +246,10 @@ class ContextTable:
         self.begun += len(used)
         self._free = np.concatenate([numbers[~taken], self._free[len(taken) :]])
 
-    def _settle_rows(self, used: int, left: int, left_rows: NDArray[np.int32]) -> None:
-        if used or left:
-            self._release_rows(left_rows[:left])
-            self._free_rows = np.concatenate([self._free_rows[used:], left_rows[:left]])
+    def _settle_rows(self, used: int, left: NDArray[np.int32]) -> None:
+        if used or len(left):
+            self._release_rows(left)
+            self._free_rows = np.concatenate([self._free_rows[used:], left])
 
     def _release_rows(self, rows: NDArray[np.int32]) -> None:
         """Let go of the contexts that rows name."""
@@ -220,59 +268,31 @@ class ContextTable:
                     self._answering.pop(next(iter(self._answering)))
                 self._answering[netns, port] = None
 
-    def _expect(self, records: Records, slots: Slots, fresh: NDArray[np.int64], waits: Mask) -> None:
+    def _expect(self, records: Records, slots: Slots, expecting: Mask) -> None:
         """New connections of listeners whose connections have been tagged will be tagged too."""
+        known = np.flatnonzero(slots >= 0)
+        fresh = known[self._places["born"][slots[known]] != self._flows["born"][slots[known]]]
         for row in fresh.tolist():
-            key = int(records["netns"][row]), int(records["local_port"][row])
-            slot = int(slots[row])
-            if key in self._answering and not self._places["answers"][slot]:
-                self._places["answers"][slot] = 1
-                later = np.flatnonzero(slots[row:] == slot) + row
-                waits[later] |= self.undecided(records[later], slots[later]) & (records["kind"][later] == Kind.PACKET)
+            expecting[row] = (int(records["netns"][row]), int(records["local_port"][row])) in self._answering
 
-    def undecided(self, records: Records, slots: Slots) -> Mask:
-        """Which packets that waited may yet learn their context (bool, shape (n,))."""
-        waits = np.empty(len(records), np.bool_)
-        native.library.tcpio_undecided(
-            ctypes.byref(self._table), np.ascontiguousarray(records), slots, len(records), waits
-        )
-        return waits
-
-    def join(self, records: Records, slots: Slots) -> Contexts | None:
-        """The contexts of packets, and note what there is to note of them; None: nobody has any.
+    def join(self, records: Records, slots: Slots) -> Contexts:
+        """The contexts of packets that were left apart, now that nothing else keeps them.
 
         Args:
-            records: packets (dtype RECORD, shape (n,)), each given once, when it is decided or has waited enough.
+            records: packets (dtype RECORD, shape (n,)), each given once.
             slots: of each.
         """
-        if self._idle:
-            return None
-        records = np.ascontiguousarray(records)
-        numbers, spanning = np.empty(len(records), np.int64), np.empty(len(records), np.int64)
-        found = native.library.tcpio_join(
-            ctypes.byref(self._table), records, slots, len(records), numbers, spanning, self._unknown
+        joined, arrays = _room(len(records))
+        native.library.tcpio_join(
+            ctypes.byref(self._table), np.ascontiguousarray(records), slots, len(records), ctypes.byref(joined)
         )
-        spans = np.zeros(len(records), np.int32)
-        sets: list[tuple[tuple[bytes, bytes], ...]] = []
-        for row in spanning[:found].tolist():
-            sets.append(self._spanned(records[row : row + 1], slots[row : row + 1]))
-            spans[row] = len(sets)
-        return Contexts(numbers, spans, tuple(sets), self._requests)
-
-    def _spanned(self, record: Records, slot: Slots) -> tuple[tuple[bytes, bytes], ...]:
-        numbers = np.empty(KEPT, np.int64)
-        found = native.library.tcpio_spanned(ctypes.byref(self._table), record, slot, numbers)
-        named = [number for number in numbers[:found].tolist() if number >= FIRST_CONTEXT]
-        return tuple(
-            (self._requests["trace_id"][number].tobytes(), self._requests["span_id"][number].tobytes())
-            for number in named
-        )
+        return self._contexts(joined.found, *arrays)
 
     # Ends.
 
     def _sweep(self, batch: Batch) -> None:
         """Sum up requests that are over, and let go of what nobody names any more."""
-        if self._idle or batch.now_ns - self._swept_ns < SWEEP_NS:
+        if batch.now_ns - self._swept_ns < SWEEP_NS:
             return
         self._swept_ns = batch.now_ns
         requests = self._requests
@@ -302,7 +322,7 @@ class ContextTable:
             self._served.pop(born, None)
         left = self._places["row"][rows]
         self._places["row"][rows] = -1
-        self._settle_rows(0, len(left), left)
+        self._settle_rows(0, left)
 
     def _tell(self, number: int, offset_ns: int) -> None:
         """Report what was seen of a request."""
@@ -332,7 +352,7 @@ class ContextTable:
 
         Figures of its requests that are not out yet fall due. `offset_ns` turns the records' times into Unix time.
         """
-        if self._idle or slot >= len(self._places):
+        if slot >= len(self._places):
             return (), 0
         if (found := self._served.get(int(self._places["born"][slot]))) is None:
             return (), 0
@@ -346,6 +366,13 @@ class ContextTable:
         )
         links = tuple(_link(request, offset_ns) for request in distinct[:LINKS])
         return links, found.dropped + len(distinct) - len(links)
+
+
+def _room(count: int) -> tuple[_Joined, tuple[NDArray[np.int64], NDArray[np.int32], Slots]]:
+    """Room for the contexts of so many packets, as C and as Python see it."""
+    numbers, spans = np.empty(count, np.int64), np.empty(count, np.int32)
+    sets = np.empty((count, KEPT), np.int64)
+    return _Joined(numbers.ctypes.data, spans.ctypes.data, sets.ctypes.data, 0), (numbers, spans, sets)
 
 
 def _links_of(requests: Records) -> Records:
