@@ -153,6 +153,18 @@ def logs(directory: Path) -> list[dict[str, Any]]:
     ]
 
 
+def logs_with_ids(directory: Path) -> list[dict[str, Any]]:
+    """The same, with name, body and ids among them."""
+    found = _items(directory, "logs", "resourceLogs", "scopeLogs", "logRecords")
+    kept = ("eventName", "traceId", "spanId")
+    return [
+        plain(record["attributes"])
+        | {name: record.get(name, "") for name in kept}
+        | {"body": record["body"]["stringValue"]}
+        for record in found
+    ]
+
+
 def _items(directory: Path, signal_name: str, resources: str, scopes: str, items: str) -> list[dict[str, Any]]:
     return [
         item
