@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ScopeLogs
 
-from tcpio_otel.batch import Mark
+from tcpio_otel.batch import Contexts, Mark
 
 FLAGS = ("FIN", "SYN", "RST", "PUSH", "ACK", "URG", "ECE", "CWR")
 
@@ -84,10 +84,34 @@ def _value(value: str | int | bool) -> AnyValue:
     return AnyValue(string_value=value) if isinstance(value, str) else AnyValue(int_value=value)
 
 
+def context_of(contexts: Contexts | None, row: int) -> tuple[tuple[bytes, bytes] | None, list[KeyValue]]:
+    """The ids of the context that a packet served, and what it says of others."""
+    if contexts is None:
+        return None, []
+    number, spans = int(contexts.numbers[row]), int(contexts.spans[row])
+    ids = contexts.ids[number]
+    said = []
+    if spans:
+        texts = [f"{trace_id.hex()}-{span_id.hex()}" for trace_id, span_id in contexts.sets[spans - 1]]
+        array = ArrayValue(values=[AnyValue(string_value=text) for text in texts])
+        said.append(KeyValue(key="tcp.contexts", value=AnyValue(array_value=array)))
+    elif number == 1:
+        said.append(KeyValue(key="tcp.contexts.interleaved", value=AnyValue(bool_value=True)))
+    return (bytes(ids["trace_id"]), bytes(ids["span_id"])) if number > 1 else None, said
+
+
 def log_record(
-    record: Any, flow: Any, unix_offset_ns: int, observed_ns: int, drop_reasons: Mapping[int, str]
+    record: Any,
+    flow: Any,
+    unix_offset_ns: int,
+    observed_ns: int,
+    drop_reasons: Mapping[int, str],
+    context: tuple[tuple[bytes, bytes] | None, list[KeyValue]] = (None, []),
 ) -> LogRecord:
     """A packet as an official `LogRecord`."""
+    ids, said = context
+    if ids is None:
+        ids = (bytes(flow["trace_id"]), bytes(flow["span_id"])) if flow["identified"] else (b"", b"")
     warn = bool(record["flags"] & 0x04 or record["marks"] & Mark.RETRANSMIT)
     return LogRecord(
         time_unix_nano=int(record["time_ns"]) + unix_offset_ns,
@@ -96,10 +120,11 @@ def log_record(
         severity_text="WARN" if warn else "INFO",
         body=AnyValue(string_value=tcpio_line(record).lstrip()),
         attributes=[
-            KeyValue(key=key, value=_value(value)) for key, value in attributes(record, flow, drop_reasons).items()
+            *(KeyValue(key=key, value=_value(value)) for key, value in attributes(record, flow, drop_reasons).items()),
+            *said,
         ],
-        trace_id=bytes(flow["trace_id"]) if flow["identified"] else b"",
-        span_id=bytes(flow["span_id"]) if flow["identified"] else b"",
+        trace_id=ids[0],
+        span_id=ids[1],
         event_name="tcp.packet",
     )  # fmt: skip
 
@@ -111,11 +136,14 @@ def items(
     unix_offset_ns: int,
     observed_ns: int,
     drop_reasons: Mapping[int, str],
+    contexts: Contexts | None = None,
 ) -> list[bytes]:
     """Each record as the bytes of one `ScopeLogs.log_records` field."""
     return [
         ScopeLogs(
-            log_records=[log_record(record, flows[slot], unix_offset_ns, observed_ns, drop_reasons)]
+            log_records=[
+                log_record(record, flows[slot], unix_offset_ns, observed_ns, drop_reasons, context_of(contexts, row))
+            ]
         ).SerializeToString(deterministic=True)
-        for record, slot in zip(records, slots.tolist(), strict=True)
+        for row, (record, slot) in enumerate(zip(records, slots.tolist(), strict=True))
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tcpio_otel.batch import RECORD, Batch, Flag, Kind, Mark, State
+from tcpio_otel.batch import RECORD, Batch, Flag, Kind, Mark, Origin, State
 from tcpio_otel.connections.events import Connection
 from tcpio_otel.connections.table import ConnectionTable
 
@@ -33,6 +33,7 @@ class End:
     peer: tuple[str, int] = ("192.0.2.2", 443)
     pid: int = 77
     time_ns: int = 10 * SECOND
+    contexts: int = 0
     records: list[np.ndarray] = field(default_factory=list)
 
     def _record(self, kind: Kind, **fields: Any) -> "End":
@@ -61,7 +62,7 @@ class End:
         acked = ack % 2**32 if "A" in flags else 0
         return self._record(
             Kind.PACKET, direction=direction, flags=bits, seq=seq % 2**32, ack=acked, payload_bytes=size,
-            **{"window": 1000, "state": 1, **fields},
+            **{"window": 1000, "state": 1, "contexts": self.contexts, **fields},
         )  # fmt: skip
 
     def socket(self, old: State, new: State = State.CLOSE, sent: int = 0, received: int = 0, **fields: Any) -> "End":
@@ -71,6 +72,16 @@ class End:
             "rcv_nxt": (self.peer_isn + 1 + received) % 2**32, "rtt_smoothed_us": 1500, "rtt_min_us": 900,
         }  # fmt: skip
         return self._record(Kind.SOCKET, old_state=old, new_state=new, **{**numbers, **fields})
+
+    def serves(self, ids: tuple[bytes, bytes], sent: int = 0, received: int = 0, **fields: Any) -> "End":
+        """A context begins, by both places in the stream; `ids` are a trace id and a span id, zeros for none."""
+        self.contexts += 1
+        numbers = {
+            "origin": Origin.TRACEPARENT, "serial": self.contexts, "sent_seq": (self.isn + sent) % 2**32,
+            "received_seq": (self.peer_isn + received) % 2**32,
+        }  # fmt: skip
+        trace_id, span_id = np.frombuffer(ids[0], "V16")[0], np.frombuffer(ids[1], "V8")[0]
+        return self._record(Kind.CONTEXT, trace_id=trace_id, span_id=span_id, **{**numbers, **fields})
 
     def resets(self, reason: int) -> "End":
         """The kernel says why it sends a RST."""

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.batch import FLOW, RECORD, Kind, Mark
+from tcpio_otel.batch import FLOW, RECORD, Contexts, Kind, Mark
 
 UNIX_NS = 1_795_000_000_000_000_000
 
@@ -77,6 +77,19 @@ def flows_and_records(
     records["seq"] = random.integers(0, 1 << 32, packets)
     records["ack"] = random.integers(0, 1 << 32, packets)
     return records, slots, flows
+
+
+def wild_contexts(packets: int, seed: int) -> Contexts:
+    """Contexts for so many packets: none, one, several at a time, and some that reach over two or three."""
+    random = np.random.default_rng(seed)
+    ids = np.zeros(50, [("trace_id", "V16"), ("span_id", "V8"), ("else", "V7")])
+    for name, width in (("trace_id", 16), ("span_id", 8)):
+        ids[name] = random.integers(0, 256, (50, width)).astype(np.uint8).view(f"V{width}").ravel()
+    pairs = [(row["trace_id"].tobytes(), row["span_id"].tobytes()) for row in ids]
+    sets = tuple(tuple(pairs[at : at + 2 + at % 2]) for at in range(0, 12, 3))
+    numbers = np.where(random.random(packets) < 0.3, random.integers(0, 2, packets), random.integers(0, 50, packets))
+    spans = np.where(random.random(packets) < 0.1, random.integers(1, len(sets) + 1, packets), 0).astype(np.int32)
+    return Contexts(numbers, spans, sets, ids)
 
 
 def wild(packets: int, slots: int, seed: int) -> tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.void]]:

@@ -458,7 +458,8 @@ struct exchange {
 	const __s32 *numbers;	/* a free one for each context among the records */
 	__u8 *taken;		/* by context: whether it was used */
 	const __s32 *free_rows; /* as many */
-	__s32 *left_rows;	/* of connections that are gone */
+	__s32 *left_rows;	/* of connections that are gone, and */
+	__u64 *left_lives;	/* which those were */
 	__s32 *next;		/* scratch, by record */
 	__u8 *waits;		/* by record: its context may still come */
 	const __u8 *expecting;	/* by record: the listener of its connection is known for contexts that come later */
@@ -506,8 +507,10 @@ void tcpio_follow(const struct table *table, const struct tcpio_record *records,
 		}
 		born = life_of(table, slot);
 		if (place->born != born) {
-			if (place->row >= 0)
-				exchange->left_rows[exchange->rows_left++] = place->row;
+			if (place->row >= 0) {
+				exchange->left_rows[exchange->rows_left] = place->row;
+				exchange->left_lives[exchange->rows_left++] = place->born;
+			}
 			*place = (struct place){ .born = born, .row = -1, .answers = exchange->expecting[i] };
 		}
 		if (record->kind == TCPIO_CONTEXT) {

@@ -88,7 +88,7 @@ class _Exchange(ctypes.Structure):
 
     _fields_ = (
         *((name, c_void_p) for name in (
-            "numbers", "taken", "free_rows", "left_rows", "next", "waits", "expecting", "apart",
+            "numbers", "taken", "free_rows", "left_rows", "left_lives", "next", "waits", "expecting", "apart",
         )),
         ("joined", _Joined),
         *((name, c_uint64) for name in ("rows_used", "rows_left", "lost", "pass")),
@@ -172,7 +172,8 @@ class ContextTable:
             records = np.concatenate([waiting[0].view(RAW), records.view(RAW)]).view(RECORD)
             all_slots = np.concatenate([waiting[1], slots])
         count = len(records)
-        taken, left = np.zeros(len(contexts), np.bool_), np.empty(count, np.int32)
+        taken = np.zeros(len(contexts), np.bool_)
+        left, lives = np.empty(count, np.int32), np.empty(count, np.uint64)
         waits, after = np.zeros(count, np.bool_), np.empty(count, np.int32)
         skipped, expecting = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
         if apart is not None:
@@ -184,12 +185,13 @@ class ContextTable:
         exchange = _Exchange(joined=joined, rows_used=0, rows_left=0, lost=0)
         for name, array in (
             ("numbers", self._free), ("taken", taken), ("free_rows", self._free_rows), ("left_rows", left),
+            ("left_lives", lives),
             ("next", after), ("waits", waits), ("expecting", expecting), ("apart", skipped),
         ):  # fmt: skip
             setattr(exchange, name, array.ctypes.data)
         setattr(exchange, "pass", self._passes)
         native.library.tcpio_follow(ctypes.byref(self._table), records, all_slots, count, ahead, ctypes.byref(exchange))
-        self._settle_rows(exchange.rows_used, left[: exchange.rows_left])
+        self._settle_rows(exchange.rows_used, left[: exchange.rows_left], lives[: exchange.rows_left])
         self.lost += exchange.lost
         if len(contexts):
             self._take(taken)
@@ -246,17 +248,20 @@ class ContextTable:
         self.begun += len(used)
         self._free = np.concatenate([numbers[~taken], self._free[len(taken) :]])
 
-    def _settle_rows(self, used: int, left: NDArray[np.int32]) -> None:
+    def _settle_rows(self, used: int, left: NDArray[np.int32], lives: NDArray[np.uint64]) -> None:
+        """Rows were used, and others left by connections that are gone."""
         if used or len(left):
             self._release_rows(left)
+            for born in lives.tolist():
+                self._served.pop(born, None)
             self._free_rows = np.concatenate([self._free_rows[used:], left])
 
     def _release_rows(self, rows: NDArray[np.int32]) -> None:
         """Let go of the contexts that rows name."""
         for row in self._rows[rows]:
             for direction in (_RECEIVE, _TRANSMIT):
-                for border in row["borders"][direction][: row["count"][direction]]:
-                    self._requests["borders"][border["number"]] -= 1
+                numbers = row["borders"][direction][: row["count"][direction]]["number"]
+                np.subtract.at(self._requests["borders"], numbers[numbers >= FIRST_CONTEXT], 1)
 
     def _remember_listeners(self, records: Records, slots: Slots) -> None:
         for netns, port, slot, origin in zip(
@@ -318,11 +323,9 @@ class ContextTable:
     def _let_go(self) -> None:
         """Forget connections whose slots are free again."""
         rows = np.flatnonzero((self._places["row"] >= 0) & (self._places["born"] != self._flows["born"]))
-        for born in self._places["born"][rows].tolist():
-            self._served.pop(born, None)
-        left = self._places["row"][rows]
+        left, lives = self._places["row"][rows], self._places["born"][rows]
         self._places["row"][rows] = -1
-        self._settle_rows(0, left)
+        self._settle_rows(0, left, lives)
 
     def _tell(self, number: int, offset_ns: int) -> None:
         """Report what was seen of a request."""

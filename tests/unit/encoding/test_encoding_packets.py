@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from tcpio_otel.batch import Mark, Packets
+from tcpio_otel.batch import Contexts, Mark, Packets
 from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import decimals
 from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
@@ -41,6 +41,15 @@ def test_wild_records_are_byte_identical_to_the_official_classes(seed: int) -> N
         records, slots, flows = traffic.wild(5_000, 300, 2 * seed + part)
         encoded = encoder.encode(Packets(records, slots, flows, 0, OBSERVED))
         assert cut(encoded) == oracle.items(records, slots, flows, 0, OBSERVED, REASONS)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_contexts_are_byte_identical_too(seed: int) -> None:
+    """Ids are the context's where there is one; what is one of several, or reaches over several, says so."""
+    records, slots, flows = traffic.wild(2_000, 100, seed)
+    contexts = traffic.wild_contexts(len(records), seed)
+    encoded = PacketLogEncoder(REASONS).encode(Packets(records, slots, flows, 0, OBSERVED, contexts))
+    assert cut(encoded) == oracle.items(records, slots, flows, 0, OBSERVED, REASONS, contexts)
 
 
 def test_ordinary_traffic_is_byte_identical_across_chunks() -> None:
@@ -102,14 +111,18 @@ def test_wrapped_items_are_an_export_request() -> None:
     ]
 
 
-def otlp_json(record: Any, flow: Any) -> dict[str, Any]:
+def otlp_json(record: Any, flow: Any, contexts: Contexts | None, number: int) -> dict[str, Any]:
     """A record as OTLP/JSON, from the oracle's protobuf."""
-    message = oracle.log_record(record, flow, 0, OBSERVED, REASONS)
+    message = oracle.log_record(record, flow, 0, OBSERVED, REASONS, oracle.context_of(contexts, number))
     values = {"string_value": "stringValue", "int_value": "intValue", "bool_value": "boolValue"}
     attributes = []
     for attribute in message.attributes:
         kind = attribute.value.WhichOneof("value")
         value = getattr(attribute.value, kind)
+        if kind == "array_value":
+            values_of = [{"stringValue": one.string_value} for one in value.values]
+            attributes.append((attribute.key, {"arrayValue": {"values": values_of}}))
+            continue
         attributes.append((attribute.key, {values[kind]: str(value) if kind == "int_value" else value}))
     return {
         "timeUnixNano": str(message.time_unix_nano),
@@ -124,16 +137,18 @@ def otlp_json(record: Any, flow: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_json_holds_what_protobuf_holds(seed: int) -> None:
+@pytest.mark.parametrize("joined", [False, True])
+def test_json_holds_what_protobuf_holds(seed: int, joined: bool) -> None:
     """OTLP/JSON says the same as the official protobuf, in the File Exporter's form."""
     records, slots, flows = traffic.wild(2_000, 150, seed)
-    items = PacketJsonEncoder(REASONS).encode(Packets(records, slots, flows, 0, OBSERVED))
+    contexts = traffic.wild_contexts(len(records), seed) if joined else None
+    items = PacketJsonEncoder(REASONS).encode(Packets(records, slots, flows, 0, OBSERVED, contexts))
     line = JsonEnvelope({}, {}, "url", ("resourceLogs", "scopeLogs", "logRecords")).wrap([items.buffer], 0)
     assert line.endswith(b"}\n")
     assert line.count(b"\n") == 1
     (found,) = json.loads(line)["resourceLogs"][0]["scopeLogs"]
-    for given_record, row, slot in zip(found["logRecords"], records, slots.tolist(), strict=True):
-        expected = otlp_json(row, flows[slot])
+    for number, (given_record, row, slot) in enumerate(zip(found["logRecords"], records, slots.tolist(), strict=True)):
+        expected = otlp_json(row, flows[slot], contexts, number)
         given_record["attributes"] = {entry["key"]: entry["value"] for entry in given_record["attributes"]}
         assert given_record == expected
 
