@@ -196,10 +196,15 @@ def _netns(file: Path | None) -> int:
     return found.st_ino
 
 
-def _joins(config: Config) -> bool:
-    """Whether anything can tell of trace contexts."""
+def _context_table(config: Config) -> Any:
+    """The table of trace contexts; None where nothing can tell of any."""
     wanted = config.correlation
-    return config.capture_file is None and (wanted.socket_tags or wanted.http_headers or wanted.published_contexts)
+    late = wanted.socket_tags or wanted.published_contexts
+    if config.capture_file is not None or not (late or wanted.http_headers):
+        return None
+    from tcpio_otel.correlation.contexts import ContextTable
+
+    return ContextTable(quiet_ns=int(wanted.quiet * 1e9), late=late)
 
 
 def _contexts(config: Config) -> ContextSources:
@@ -223,12 +228,11 @@ def _make_directory(config: Config) -> None:
 
 
 def _pipeline(config: Config, ledger: Ledger, vocabulary: Vocabulary, outputs: Outputs, source: Source) -> Pipeline:
-    from tcpio_otel.correlation.contexts import ContextTable
     from tcpio_otel.pipeline import Pipeline
 
     return Pipeline(
         ledger=ledger,
-        contexts=ContextTable(quiet_ns=int(config.correlation.quiet * 1e9)) if _joins(config) else None,
+        contexts=_context_table(config),
         connections=_table(config, vocabulary, float(config.connections.summary_interval)),
         packet_encoder=outputs.packet_encoder,
         encode_spans=outputs.encode_spans,

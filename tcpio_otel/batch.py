@@ -7,7 +7,7 @@ the connection table knows of each slot and the encoders need.
 from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,6 +212,15 @@ class Batch:
     def packets(self) -> NDArray[np.void]:
         """The records of kind PACKET, in order."""
         return self.records if self.is_packet.all() else pick(self.records, self.is_packet)
+
+
+class Birth(NamedTuple):
+    """A slot that a new connection has taken: its namespace, its local port, and whether it was connected to."""
+
+    slot: int
+    netns: int
+    port: int
+    accepted: bool
 
 
 NO_CONTEXT, INTERLEAVED, FIRST_CONTEXT = 0, 1, 2

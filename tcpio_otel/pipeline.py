@@ -201,11 +201,11 @@ class Pipeline:
         """The contexts of a batch's packets, and which of them may still get one; what waited for that is seen to."""
         if self._contexts is None:
             return None, None
-        waiting, before = None, self._undecided
+        table, waiting, before = self._connections, None, self._undecided
         if before:
             records = np.concatenate([rows.records.view(RAW) for rows in before]).view(RECORD)
             waiting = records, np.concatenate([rows.slots for rows in before])
-        followed = self._contexts.follow(batch, self._connections.record_slots, self._connections.flows, held, waiting)
+        followed = self._contexts.follow(batch, table.record_slots, table.flows, table.births, held, waiting)
         self._undecided, start = [], 0
         for rows in before:
             part = slice(start, start + len(rows))
@@ -215,6 +215,8 @@ class Pipeline:
             self._connections.release(rows.slots)
             if overdue:
                 self._context_unknown += int(np.count_nonzero(waits))
+                overdue_rows = rows.where(waits)
+                self._contexts.give_up(overdue_rows.records, overdue_rows.slots)
                 waits = np.zeros(len(rows), np.bool_)
             self._encode(rows.where(~waits), contexts.where(~waits))
             if waits.any():

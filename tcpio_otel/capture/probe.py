@@ -157,6 +157,10 @@ class Probe:
         """How often a tracing program was skipped because it was running already on its CPU."""
         return sum(recursion_misses(self._object.program_fd(program)) for program in self._object.attached())
 
+    def program_fd(self, program: str) -> int:
+        """The file descriptor of a loaded program; it stays the probe's."""
+        return self._object.program_fd(program)
+
     def detach(self) -> None:
         """Record nothing more; what is in the rings stays there to be drained."""
         self._object.detach()

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel import native
-from tcpio_otel.batch import FLOW, RECORD, Batch, Direction, Flag, Kind, Mark, State, pick
+from tcpio_otel.batch import FLOW, RECORD, Batch, Birth, Direction, Flag, Kind, Mark, State, pick
 from tcpio_otel.connections.events import CloseReason, Connection, End, Endpoint, Ends, Milestone, Role, Start
 from tcpio_otel.connections.identity import (
     FIN_RECEIVED_STATES,
@@ -175,6 +175,10 @@ class ConnectionTable:
         summary_interval_ns: how often an open connection gives a summary, if it was not silent; 0: never.
         kernel_totals: whether the source gives the kernel's own totals when a socket closes (kind SOCKET).
         reset_reasons: the kernel's names for the reasons of RSTs.
+
+    Attributes:
+        flows: what is known of each slot (dtype FLOW).
+        births: slots taken with the last batch.
     """
 
     def __init__(
@@ -200,6 +204,7 @@ class ConnectionTable:
         self._summaries: list[Connection] = []
         self._counting = _Counting(np.empty(0, RECORD), np.empty(0, np.int64))
         self._row = -1  # the record of the batch that is looked at
+        self.births: list[Birth] = []
         self._open = 0
         self.flows: Records = np.zeros(1024, FLOW)
         self._columns(len(self.flows))
@@ -302,6 +307,7 @@ class ConnectionTable:
             and the connections that ended.
         """
         self._reclaim()
+        self.births.clear()
         records = np.ascontiguousarray(batch.records)
         slots = np.empty(0, np.int64)
         self._counting = _Counting(records, slots)
@@ -398,8 +404,11 @@ class ConnectionTable:
             offset_ns,
         )
         entry.start = start
+        opening = int(record["flags"]) & (_SYN | _ACK) == _SYN
         slot = self._allocate()
         self._entries[slot] = entry
+        accepted = record["kind"] == Kind.PACKET and record["direction"] == Direction.RECEIVE and opening
+        self.births.append(Birth(slot, entry.netns, entry.local.port, bool(accepted)))
         self._index.insert(key, slot)
         self.flows[slot] = np.zeros((), FLOW)
         self.flows["born"][slot] = next(self._versions)

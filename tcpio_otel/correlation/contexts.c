@@ -11,16 +11,8 @@ struct table {
 	struct contexts *rows;
 	struct request *requests;
 	const __u8 *flows;
-	__u64 flow_stride, born_offset, server_offset;
+	__u64 flow_stride, server_offset;
 };
-
-static __u64 life_of(const struct table *table, __s64 slot)
-{
-	__u64 born;
-
-	memcpy(&born, table->flows + (size_t)slot * table->flow_stride + table->born_offset, sizeof(born));
-	return born;
-}
 
 /* The newest border at or before a sequence number; -1: what lies there is older than any. */
 static int border_of(const struct contexts *row, int direction, __u32 seq)
@@ -209,9 +201,16 @@ static void place_request(const struct place *place, const struct contexts *row,
 {
 	begin[SENT] = record->context.sent_seq;
 	begin[RECEIVED] = record->context.received_seq;
-	*from_start = record->context.context_marks & TCPIO_CONTEXT_EARLY || (server && !place->sending);
+	*from_start =
+		record->context.context_marks & TCPIO_CONTEXT_EARLY || (server && !place->sending && !place->receiving);
+	/* A TLS server may send its tickets when the request is there already and the application has not read it. */
 	if (server && place->sending)
-		begin[RECEIVED] = place->answer;
+		begin[RECEIVED] = place->answer == record->context.received_seq &&
+						  (!row->count[RECEIVED] || !before(place->answer_before, row->known))
+					  ? place->answer_before
+					  : place->answer;
+	else if (server && !*from_start)
+		begin[RECEIVED] = row->count[RECEIVED] ? row->borders[RECEIVED][0].seq : place->first;
 	else if (*from_start)
 		begin[RECEIVED] =
 			row->count[RECEIVED] ? row->borders[RECEIVED][0].seq : record->context.received_seq - FAR_BACK;
@@ -234,7 +233,7 @@ static int learn(const struct table *table, struct place *place, struct contexts
 	row->serial = record->context.serial;
 	place_request(place, row, record, server, begin, &from_start);
 	if (server) {
-		place->answers = 1;
+		place->answers = ANSWERS_LATE;
 		row->known = record->context.received_seq;
 	}
 	if (known) {
@@ -296,7 +295,9 @@ static void see(struct request *request, const struct tcpio_record *record, cons
 	if (record->packet.marks & TCPIO_MARK_RETRANSMIT && direction == SENT)
 		request->retransmits += segments;
 	if (record->packet.payload_bytes) {
-		if (!request->first_ns[direction]) {
+		/* What the other end had sent before it heard of the request answers nothing. */
+		if (!request->first_ns[direction] &&
+		    (!request->first_ns[!direction] || before(request->begin[!direction], record->packet.ack))) {
 			request->first_ns[direction] = now_ns;
 			if (request->unplaced && direction == RECEIVED)
 				request->begin[direction] = request->end[direction] = span->from;
@@ -311,20 +312,24 @@ static void see(struct request *request, const struct tcpio_record *record, cons
 }
 
 /* An acknowledgement, bare or with data, is noted with the request whose bytes it confirms. */
-static void acknowledge(struct request *requests, const struct contexts *row, const struct tcpio_record *record)
+static void acknowledge(struct request *requests, const struct place *place, const struct contexts *row,
+			const struct tcpio_record *record)
 {
 	int direction = !record->packet.direction, at;
+	__u32 ack = record->packet.ack;
 	struct request *request;
 
 	if (!(record->packet.flags & FLAG_ACK) || record->packet.flags & (FLAG_SYN | FLAG_RST))
 		return;
-	at = border_of(row, direction, record->packet.ack - 1);
+	if (place->finished >> direction & 1 && ack == place->fin[direction])
+		ack--; /* the FIN is nobody's */
+	at = border_of(row, direction, ack - 1);
 	if (at < 0)
 		return;
 	request = &requests[row->borders[direction][at].number];
-	if (!before(request->acked[direction], record->packet.ack) && !(request->unplaced && direction == RECEIVED))
+	if (!before(request->acked[direction], ack) && !(request->unplaced && direction == RECEIVED))
 		return;
-	request->acked[direction] = record->packet.ack;
+	request->acked[direction] = ack;
 	if (direction == SENT)
 		request->acked_ns = record->time_ns;
 }
@@ -430,8 +435,8 @@ static void settle_waiting(struct following *following, struct place *place)
 	}
 }
 
-/* Notes how far a connection has come. */
-static void advance(struct place *place, struct contexts *row, const struct tcpio_record *record)
+/* Notes how far a connection has come; true when it is clear now that what it receives gets no context later. */
+static int advance(struct place *place, struct contexts *row, const struct tcpio_record *record)
 {
 	__u32 end = record->packet.seq + record->packet.payload_bytes;
 	int direction = record->packet.direction;
@@ -441,16 +446,28 @@ static void advance(struct place *place, struct contexts *row, const struct tcpi
 		place->finished |= (__u8)(1 << direction);
 	}
 	if (!record->packet.payload_bytes)
-		return;
+		return 0;
 	if (direction == SENT && (!place->sending || before(place->high, end))) {
 		place->high = end;
+		place->answer_before = !place->sending || place->answer != record->packet.ack
+					       ? place->sending ? place->answer : record->packet.ack
+					       : place->answer_before;
 		place->answer = record->packet.ack;
 		place->sending = 1;
+		place->turns += place->unanswered && place->turns < PATIENT_TURNS;
+		place->unanswered = 0;
 	}
+	if (direction == SENT)
+		return place->answers == ANSWERS_PERHAPS && place->turns >= PATIENT_TURNS;
+	if (!place->receiving || before(record->packet.seq, place->first))
+		place->first = record->packet.seq;
+	place->receiving = 1;
+	place->unanswered += record->packet.payload_bytes;
 	/* Until it answers, all that a server receives belongs to what it is asked. */
-	if (direction == RECEIVED && place->answers && row && row->count[SENT] && before(row->known, end) &&
+	if (place->answers == ANSWERS_LATE && row && row->count[SENT] && before(row->known, end) &&
 	    !(place->sending && before(newest(row, SENT)->seq, place->high)))
 		row->known = end;
+	return place->answers == ANSWERS_PERHAPS && place->unanswered > PATIENT_BYTES;
 }
 
 /* What Python passes besides the records: rows and numbers that are free, and room for what there is to say. */
@@ -458,14 +475,11 @@ struct exchange {
 	const __s32 *numbers;	/* a free one for each context among the records */
 	__u8 *taken;		/* by context: whether it was used */
 	const __s32 *free_rows; /* as many */
-	__s32 *left_rows;	/* of connections that are gone, and */
-	__u64 *left_lives;	/* which those were */
 	__s32 *next;		/* scratch, by record */
 	__u8 *waits;		/* by record: its context may still come */
-	const __u8 *expecting;	/* by record: the listener of its connection is known for contexts that come later */
-	const __u8 *apart;	/* by record: another wait is not over, so join it another time */
+	const __u8 *apart;	/* by record: another wait is not over, so join it another time; NULL: none */
 	struct joined joined;
-	__u64 rows_used, rows_left, lost;
+	__u64 rows_used, lost;
 	__u64 pass;
 };
 
@@ -490,7 +504,6 @@ void tcpio_follow(const struct table *table, const struct tcpio_record *records,
 		struct contexts *row;
 		struct place *place;
 		struct span span;
-		__u64 born;
 
 		exchange->waits[i] = 0;
 		exchange->joined.numbers[i] = NUMBER_NONE;
@@ -504,14 +517,6 @@ void tcpio_follow(const struct table *table, const struct tcpio_record *records,
 		if (i < waiting) {
 			wait_for(&following, place, i);
 			continue;
-		}
-		born = life_of(table, slot);
-		if (place->born != born) {
-			if (place->row >= 0) {
-				exchange->left_rows[exchange->rows_left] = place->row;
-				exchange->left_lives[exchange->rows_left++] = place->born;
-			}
-			*place = (struct place){ .born = born, .row = -1, .answers = exchange->expecting[i] };
 		}
 		if (record->kind == TCPIO_CONTEXT) {
 			if (place->row < 0) {
@@ -531,12 +536,15 @@ void tcpio_follow(const struct table *table, const struct tcpio_record *records,
 			lose_track(table, row, record);
 			exchange->lost++;
 		}
-		advance(place, row, record);
+		if (advance(place, row, record)) {
+			place->answers = ANSWERS_NEVER;
+			settle_waiting(&following, place);
+		}
 		if (!row && !place->answers)
 			continue;
 		if (row)
-			acknowledge(table->requests, row, record);
-		if (exchange->apart[i])
+			acknowledge(table->requests, place, row, record);
+		if (exchange->apart && exchange->apart[i])
 			continue;
 		span = span_of(place, record);
 		if (undecided(place, row, &span))
@@ -555,7 +563,7 @@ void tcpio_join(const struct table *table, const struct tcpio_record *records, c
 		const struct contexts *row = row_of(table, place);
 		struct span span = span_of(place, &records[i]);
 
-		if (place->born != life_of(table, slots[i]) || undecided(place, row, &span))
+		if (undecided(place, row, &span))
 			row = NULL;
 		join(table, row, &records[i], &span, joined, i);
 	}

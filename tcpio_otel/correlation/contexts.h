@@ -18,17 +18,31 @@ enum number {
 	NUMBER_FIRST = 2,
 };
 
+/* Does what a connection receives get its context later, when the application has read it? */
+enum answers {
+	ANSWERS_NEVER = 0,
+	ANSWERS_LATE = 1,
+	ANSWERS_PERHAPS = 2, /* nobody knows yet of this listener */
+};
+
+/* Without a tag by then a connection will have none: TLS takes up to two turns before the first request. */
+enum { PATIENT_TURNS = 4, PATIENT_BYTES = 1 << 16 };
+
 /* By slot: what must be known of every connection before its first context comes. */
 struct place {
 	__u64 born;   /* which life of the slot this is about */
 	__s32 row;    /* of its contexts; -1: it has none */
 	__u32 high;   /* one past the highest sequence number sent, once `sending` */
 	__u32 answer; /* the acknowledgement number in the last new data sent: what came before it was answered */
+	__u32 answer_before;   /* the one before that number */
+	__u32 unanswered;      /* bytes received since */
+	__u32 first;	       /* the lowest sequence number received with data, once `receiving` */
 	__u32 fin[DIRECTIONS]; /* one past the FIN, by direction, once `finished` says that there is one */
 	__u8 sending;
-	__u8 answers;  /* what it receives gets its context later, when the application has read it */
+	__u8 answers;  /* enum answers */
 	__u8 finished; /* bits by direction */
-	__u8 reserved;
+	__u8 receiving;
+	__u8 turns;	     /* times that it sent after it had received */
 	__u32 pass;	     /* which call of tcpio_follow the next two are about */
 	__s32 first_waiting; /* records of this slot that wait for their context, in order: `next` leads from one to
 				another */

@@ -6,6 +6,7 @@ contexts.c does what is done to every record; this keeps the tables, and settles
 """
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_uint64, c_void_p
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel import native
-from tcpio_otel.batch import FIRST_CONTEXT, FLOW, RAW, RECORD, Batch, ContextMark, Contexts, Direction, Kind, Origin
+from tcpio_otel.batch import (
+    FIRST_CONTEXT,
+    FLOW,
+    RAW,
+    RECORD,
+    Batch,
+    Birth,
+    ContextMark,
+    Contexts,
+    Direction,
+    Kind,
+    Origin,
+)
 from tcpio_otel.correlation.events import Link, Range, Request
 
 Records = NDArray[np.void]
@@ -25,8 +38,11 @@ KEPT = 8
 LINKS = 128
 """Contexts that a connection's span links to; more are counted."""
 
-ANSWERING_LIMIT = 4096
-"""Listeners that are remembered for tagging what they accept."""
+LISTENERS = 4096
+"""Listeners that are remembered, for tagging what they accept or for not doing so."""
+
+_NEVER, _LATE, _PERHAPS = range(3)
+"""`enum answers` of contexts.h: whether what a connection receives gets its context later."""
 
 SWEEP_NS = 100_000_000
 SETTLE_NS = 1_000_000_000
@@ -34,8 +50,9 @@ SETTLE_NS = 1_000_000_000
 
 _PLACE = np.dtype(
     [
-        ("born", "<u8"), ("row", "<i4"), ("high", "<u4"), ("answer", "<u4"), ("fin", "<u4", 2), ("sending", "u1"),
-        ("answers", "u1"), ("finished", "u1"), ("reserved", "u1"), ("pass", "<u4"), ("first_waiting", "<i4"),
+        ("born", "<u8"), ("row", "<i4"), ("high", "<u4"), ("answer", "<u4"), ("answer_before", "<u4"),
+        ("unanswered", "<u4"), ("first", "<u4"), ("fin", "<u4", 2), ("sending", "u1"), ("answers", "u1"), ("finished", "u1"),
+        ("receiving", "u1"), ("turns", "u1"), ("pass", "<u4"), ("first_waiting", "<i4"),
         ("last_waiting", "<i4"),
     ],
     align=True,
@@ -73,7 +90,7 @@ class _Table(ctypes.Structure):
     """`struct table` of contexts.c."""
 
     _fields_ = tuple((name, c_void_p) for name in ("places", "rows", "requests", "flows")) + tuple(
-        (name, c_uint64) for name in ("flow_stride", "born_offset", "server_offset")
+        (name, c_uint64) for name in ("flow_stride", "server_offset")
     )
 
 
@@ -88,10 +105,10 @@ class _Exchange(ctypes.Structure):
 
     _fields_ = (
         *((name, c_void_p) for name in (
-            "numbers", "taken", "free_rows", "left_rows", "left_lives", "next", "waits", "expecting", "apart",
+            "numbers", "taken", "free_rows", "next", "waits", "apart",
         )),
         ("joined", _Joined),
-        *((name, c_uint64) for name in ("rows_used", "rows_left", "lost", "pass")),
+        *((name, c_uint64) for name in ("rows_used", "lost", "pass")),
     )  # fmt: skip
 
 
@@ -127,10 +144,11 @@ class ContextTable:
 
     Args:
         quiet_ns: an answered request of which nothing was heard for so long is summed up.
+        late: whether contexts can come after the packets that they are about, as a server's tags do.
     """
 
-    def __init__(self, *, quiet_ns: int) -> None:
-        self._quiet_ns = quiet_ns
+    def __init__(self, *, quiet_ns: int, late: bool = True) -> None:
+        self._quiet_ns, self._late = quiet_ns, late
         self._places = np.zeros(0, _PLACE)
         self._rows = np.zeros(64, _ROW)
         self._free_rows = np.arange(len(self._rows), dtype=np.int32)
@@ -138,10 +156,11 @@ class ContextTable:
         self._free = np.arange(FIRST_CONTEXT, len(self._requests), dtype=np.int32)
         self._flows: Records = np.zeros(0, FLOW)
         self._served: dict[int, _Served] = {}  # by the life of a connection
-        self._answering: dict[tuple[int, int], None] = {}
+        self._listeners: dict[tuple[int, int], int] = {}  # what is known of their tagging, by namespace and port
         self._due: list[Request] = []
         self._swept_ns = 0
-        self._table = _Table(born_offset=FLOW.fields["born"][1], server_offset=FLOW.fields["server"][1])  # type: ignore[index]
+        self._table = _Table(server_offset=FLOW.fields["server"][1])  # type: ignore[index]
+        self._room = _Room(0)
         self._passes = 0
         self.begun = 0
         self.lost = 0
@@ -149,7 +168,13 @@ class ContextTable:
     # A batch.
 
     def follow(
-        self, batch: Batch, slots: Slots, flows: Records, apart: Mask | None, waiting: tuple[Records, Slots] | None
+        self,
+        batch: Batch,
+        slots: Slots,
+        flows: Records,
+        births: Sequence[Birth] = (),
+        apart: Mask | None = None,
+        waiting: tuple[Records, Slots] | None = None,
     ) -> Followed:
         """Take a batch in, after the connection table has.
 
@@ -157,14 +182,18 @@ class ContextTable:
             batch: records in time order.
             slots: the slot of each record, of whatever kind (int64, shape (records,)); -1: none.
             flows: the connection table's (dtype FLOW).
+            births: slots that new connections have taken with this batch.
             apart: which packets wait for something else, and are left to `join` (bool, shape (packets,)); None: none.
             waiting: packets of earlier batches that still wait for their context, in time order, and their slots.
 
         Returns:
-            What became of those that waited, and of the packets of the batch behind them.
+            What became of those that waited, and of the packets of the batch behind them; good until the next call.
         """
-        contexts = np.flatnonzero(batch.records["kind"] == Kind.CONTEXT)
+        plain = batch.is_packet.all()
+        contexts = np.empty(0, np.int64) if plain else np.flatnonzero(batch.records["kind"] == Kind.CONTEXT)
         self._fit(flows)
+        if births:
+            self._begin(births)
         self._reserve(len(contexts))
         ahead = len(waiting[0]) if waiting else 0
         records, all_slots = np.ascontiguousarray(batch.records), slots
@@ -172,46 +201,52 @@ class ContextTable:
             records = np.concatenate([waiting[0].view(RAW), records.view(RAW)]).view(RECORD)
             all_slots = np.concatenate([waiting[1], slots])
         count = len(records)
-        taken = np.zeros(len(contexts), np.bool_)
-        left, lives = np.empty(count, np.int32), np.empty(count, np.uint64)
-        waits, after = np.zeros(count, np.bool_), np.empty(count, np.int32)
-        skipped, expecting = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+        taken, skipped = np.zeros(len(contexts), np.bool_), None
         if apart is not None:
+            skipped = np.zeros(count, np.bool_)
             skipped[ahead:][batch.is_packet] = apart
-        if self._answering:
-            self._expect(batch.records, slots, expecting[ahead:])
-        joined, arrays = _room(count)
+        if len(self._room) < count:
+            self._room = _Room(2 * count)
+        room = self._room
         self._passes = (self._passes + 1) % (1 << 32)
-        exchange = _Exchange(joined=joined, rows_used=0, rows_left=0, lost=0)
-        for name, array in (
-            ("numbers", self._free), ("taken", taken), ("free_rows", self._free_rows), ("left_rows", left),
-            ("left_lives", lives),
-            ("next", after), ("waits", waits), ("expecting", expecting), ("apart", skipped),
-        ):  # fmt: skip
-            setattr(exchange, name, array.ctypes.data)
-        setattr(exchange, "pass", self._passes)
+        exchange = _Exchange(
+            self._free.ctypes.data, taken.ctypes.data, self._free_rows.ctypes.data, room.next.ctypes.data,
+            room.waits.ctypes.data, None if skipped is None else skipped.ctypes.data, room.joined(), 0, 0, self._passes,
+        )  # fmt: skip
         native.library.tcpio_follow(ctypes.byref(self._table), records, all_slots, count, ahead, ctypes.byref(exchange))
-        self._settle_rows(exchange.rows_used, left[: exchange.rows_left], lives[: exchange.rows_left])
+        self._free_rows = self._free_rows[exchange.rows_used :]
         self.lost += exchange.lost
         if len(contexts):
             self._take(taken)
             self._remember_listeners(batch.records[contexts], slots[contexts])
         self._sweep(batch)
-        found = self._contexts(exchange.joined.found, *arrays)
-        if ahead + len(batch.packets) == count:
+        found, waits = self._contexts(room, exchange.joined.found, count), room.waits[:count]
+        if plain:
             return Followed(waits, found)
         packets = np.concatenate([np.ones(ahead, np.bool_), batch.is_packet])
         return Followed(waits[packets], found.where(packets))
 
-    def _contexts(self, found: int, numbers: NDArray[np.int64], spans: NDArray[np.int32], sets: Slots) -> Contexts:
+    def _begin(self, births: Sequence[Birth]) -> None:
+        """Slots are other connections' now."""
+        slots = np.array([birth.slot for birth in births], np.int64)
+        self._leave(slots[self._places["row"][slots] >= 0])
+        fresh = np.zeros(len(slots), _PLACE)
+        fresh["born"], fresh["row"] = self._flows["born"][slots], -1
+        fresh["answers"] = [
+            self._listeners.get((birth.netns, birth.port), _PERHAPS) if birth.accepted and self._late else _NEVER
+            for birth in births
+        ]
+        self._places[slots] = fresh
+
+    def _contexts(self, room: "_Room", found: int, count: int) -> Contexts:
         """What C has found, with the ids of the sets."""
         ids = self._requests
         named = tuple(
             tuple((ids["trace_id"][number].tobytes(), ids["span_id"][number].tobytes())
                   for number in row if number >= FIRST_CONTEXT)
-            for row in sets[:found].tolist()
+            for row in room.sets[:found].tolist()
         )  # fmt: skip
-        return Contexts(numbers, spans, named, ids)
+        return Contexts(room.numbers[:count], room.spans[:count], named, ids)
 
     def _fit(self, flows: Records) -> None:
         if len(flows) > len(self._places):
@@ -248,37 +283,38 @@ class ContextTable:
         self.begun += len(used)
         self._free = np.concatenate([numbers[~taken], self._free[len(taken) :]])
 
-    def _settle_rows(self, used: int, left: NDArray[np.int32], lives: NDArray[np.uint64]) -> None:
-        """Rows were used, and others left by connections that are gone."""
-        if used or len(left):
-            self._release_rows(left)
-            for born in lives.tolist():
-                self._served.pop(born, None)
-            self._free_rows = np.concatenate([self._free_rows[used:], left])
-
-    def _release_rows(self, rows: NDArray[np.int32]) -> None:
-        """Let go of the contexts that rows name."""
+    def _leave(self, slots: NDArray[np.int64]) -> None:
+        """The connections of slots that have rows are gone: let go of the contexts that those name."""
+        rows = self._places["row"][slots]
         for row in self._rows[rows]:
             for direction in (_RECEIVE, _TRANSMIT):
                 numbers = row["borders"][direction][: row["count"][direction]]["number"]
                 np.subtract.at(self._requests["borders"], numbers[numbers >= FIRST_CONTEXT], 1)
+        for born in self._places["born"][slots].tolist():
+            self._served.pop(born, None)
+        self._places["row"][slots] = -1
+        self._free_rows = np.concatenate([self._free_rows, rows])
 
     def _remember_listeners(self, records: Records, slots: Slots) -> None:
         for netns, port, slot, origin in zip(
             records["netns"].tolist(), records["local_port"].tolist(), slots.tolist(), records["origin"].tolist(),
             strict=True,
         ):  # fmt: skip
-            if origin == Origin.TAG and slot >= 0 and self._places["answers"][slot]:
-                if len(self._answering) >= ANSWERING_LIMIT:
-                    self._answering.pop(next(iter(self._answering)))
-                self._answering[netns, port] = None
+            if origin == Origin.TAG and slot >= 0 and self._places["answers"][slot] == _LATE:
+                self._remember(netns, port, _LATE)
 
-    def _expect(self, records: Records, slots: Slots, expecting: Mask) -> None:
-        """New connections of listeners whose connections have been tagged will be tagged too."""
-        known = np.flatnonzero(slots >= 0)
-        fresh = known[self._places["born"][slots[known]] != self._flows["born"][slots[known]]]
-        for row in fresh.tolist():
-            expecting[row] = (int(records["netns"][row]), int(records["local_port"][row])) in self._answering
+    def _remember(self, netns: int, port: int, answers: int) -> None:
+        while len(self._listeners) >= LISTENERS:
+            self._listeners.pop(next(iter(self._listeners)))
+        self._listeners[netns, port] = answers
+
+    def give_up(self, records: Records, slots: Slots) -> None:
+        """Packets have waited for long enough: where nobody was known to tag, nobody does (shapes as for `join`)."""
+        perhaps = self._places["answers"][slots] == _PERHAPS
+        self._places["answers"][slots[perhaps]] = _NEVER
+        listeners = {*zip(records["netns"][perhaps].tolist(), records["local_port"][perhaps].tolist(), strict=True)}
+        for netns, port in listeners:
+            self._remember(netns, port, _NEVER)
 
     def join(self, records: Records, slots: Slots) -> Contexts:
         """The contexts of packets that were left apart, now that nothing else keeps them.
@@ -287,11 +323,12 @@ class ContextTable:
             records: packets (dtype RECORD, shape (n,)), each given once.
             slots: of each.
         """
-        joined, arrays = _room(len(records))
+        room = _Room(len(records))
+        joined = room.joined()
         native.library.tcpio_join(
             ctypes.byref(self._table), np.ascontiguousarray(records), slots, len(records), ctypes.byref(joined)
         )
-        return self._contexts(joined.found, *arrays)
+        return self._contexts(room, joined.found, len(records))
 
     # Ends.
 
@@ -322,10 +359,7 @@ class ContextTable:
 
     def _let_go(self) -> None:
         """Forget connections whose slots are free again."""
-        rows = np.flatnonzero((self._places["row"] >= 0) & (self._places["born"] != self._flows["born"]))
-        left, lives = self._places["row"][rows], self._places["born"][rows]
-        self._places["row"][rows] = -1
-        self._settle_rows(0, left, lives)
+        self._leave(np.flatnonzero((self._places["row"] >= 0) & (self._places["born"] != self._flows["born"])))
 
     def _tell(self, number: int, offset_ns: int) -> None:
         """Report what was seen of a request."""
@@ -371,11 +405,20 @@ class ContextTable:
         return links, found.dropped + len(distinct) - len(links)
 
 
-def _room(count: int) -> tuple[_Joined, tuple[NDArray[np.int64], NDArray[np.int32], Slots]]:
-    """Room for the contexts of so many packets, as C and as Python see it."""
-    numbers, spans = np.empty(count, np.int64), np.empty(count, np.int32)
-    sets = np.empty((count, KEPT), np.int64)
-    return _Joined(numbers.ctypes.data, spans.ctypes.data, sets.ctypes.data, 0), (numbers, spans, sets)
+class _Room:
+    """Room for what there is to say of so many packets; used again, as fresh pages cost more than their contents."""
+
+    def __init__(self, count: int) -> None:
+        self.numbers, self.spans = np.empty(count, np.int64), np.empty(count, np.int32)
+        self.sets = np.empty((count, KEPT), np.int64)
+        self.waits, self.next = np.empty(count, np.bool_), np.empty(count, np.int32)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def joined(self) -> _Joined:
+        """The part that C calls `struct joined`."""
+        return _Joined(self.numbers.ctypes.data, self.spans.ctypes.data, self.sets.ctypes.data, 0)
 
 
 def _links_of(requests: Records) -> Records:

@@ -8,6 +8,7 @@ Compare by ratio: absolute figures belong to the machine.
 """
 
 import argparse
+import os
 import statistics
 import threading
 import time
@@ -20,9 +21,10 @@ from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs  #
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter, LogRecordExportResult
 
-from tcpio_otel.batch import RECORD, Batch, Flag, Packets
+from tcpio_otel.batch import RECORD, Batch, Flag, Kind, Origin, Packets
 from tcpio_otel.capture.ring import SLOT, Merger, parse
 from tcpio_otel.connections.table import ConnectionTable
+from tcpio_otel.correlation.contexts import ContextTable
 from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
 from tcpio_otel.encoding.packet_json import PacketJsonEncoder
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
@@ -30,6 +32,7 @@ from tcpio_otel.encoding.table import PacketTable
 from tcpio_otel.export.batcher import Batcher
 from tcpio_otel.payload import Items, Signal
 from tests import oracle, traffic
+from tests.bench import probe
 
 BATCH = 8192
 CONNECTIONS = 1000
@@ -71,6 +74,21 @@ def established(records: np.ndarray) -> ConnectionTable:
         opening["seq"], opening["ack"] = 1000 * (1 + direction), 1
         table.update(Batch(opening, 0, 0, 0))
     return table
+
+
+def in_contexts(records: np.ndarray, table: ConnectionTable) -> ContextTable:
+    """Contexts of the connections of `records`, each with one under way in both directions."""
+    contexts = ContextTable(quiet_ns=10**18)
+    _, first = np.unique(np.stack([records["local_port"], records["peer_port"]]), axis=1, return_index=True)
+    begun = records.view("V160")[first].copy().view(RECORD)
+    begun["kind"], begun["origin"], begun["serial"] = Kind.CONTEXT, Origin.TRACEPARENT, 1
+    begun["trace_id"] = np.arange(16 * len(begun), dtype=np.uint8).reshape(len(begun), 16).view("V16").ravel()
+    begun["span_id"] = np.frombuffer(b"spanspan", "V8")[0]
+    begun["sent_seq"] = begun["received_seq"] = 1
+    batch = Batch(begun, 0, 0, 0)
+    table.update(batch)
+    contexts.follow(batch, table.record_slots, table.flows, table.births)
+    return contexts
 
 
 class _Discard(LogRecordExporter):
@@ -142,6 +160,21 @@ def stages() -> dict[str, Stage]:
     def whole(part: slice) -> Items:
         return following.encode(Packets(records[part], followed(part), table.flows, 0, 1))
 
+    joined_table = established(records)
+    joining, idle = in_contexts(records, joined_table), ContextTable(quiet_ns=10**18)
+    batches = [Batch(records[part], 0, 0, 0) for part in parts]
+    looked_up = []
+    for batch in batches:
+        joined_table.update(batch)
+        looked_up.append(joined_table.record_slots.copy())
+
+    def joined(contexts: ContextTable) -> Stage:
+        def work() -> None:
+            for batch, slots_of in zip(batches, looked_up, strict=True):
+                contexts.follow(batch, slots_of, joined_table.flows)
+
+        return work, len(records)
+
     def requested(part: slice) -> None:
         items = whole(part)
         batcher = Batcher(Signal.LOGS, ENVELOPE.wrap, max_bytes=1 << 26, max_items=BATCH, max_age_ns=0, packets=True)
@@ -151,6 +184,8 @@ def stages() -> dict[str, Stage]:
     return {
         "drain: parse, merge, copy": (lambda: [inlet.drain() for inlet in inlets], len(records)),
         "connections: look up and count": each(followed),
+        "contexts: none was seen": joined(idle),
+        "contexts: every packet is in one": joined(joining),
         "encode OTLP protobuf": encoded(protobuf),
         WHOLE: each(whole),
         "the same, put into a request": each(requested),
@@ -165,6 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three rounds")
     rounds = 3 if parser.parse_args().quick else 15
+    figures = probe.measure(rounds) if os.geteuid() == 0 else None
     measured = stages()
     taken: dict[str, list[float]] = {name: [] for name in measured}
     for turn in range(rounds + 1):
@@ -180,6 +216,7 @@ def main() -> None:
         print(f"{name:34}{median:10.0f}{min(times):10.0f}{1e9 / median:14,.0f}")
     ratio = statistics.median(taken[SDK]) / statistics.median(taken[WHOLE])
     print(f"{WHOLE}: {ratio:.0f} times the SDK's rate")
+    print(probe.report(figures) if figures else "the probe's cost was not measured: it takes root")
 
 
 if __name__ == "__main__":

@@ -220,6 +220,7 @@ struct ids {
 static struct report {
 	size_t at;
 	uint32_t ack;
+	bool shared; /* of HTTP/2: fuzz_http2.c looks at those */
 	struct ids ids;
 } reports[REPORTS];
 static size_t report_count;
@@ -250,6 +251,7 @@ static void submit(const struct context *context, void *ring, struct tcpio_recor
 	memset(report, 0, sizeof(*report));
 	report->at = (uint32_t)(seq - place.seq);
 	report->ack = place.sent ? record->context.received_seq : record->context.sent_seq;
+	report->shared = record->context.context_marks == TCPIO_CONTEXT_SHARED;
 	memcpy(report->ids.trace_id, record->context.trace_id, 16);
 	memcpy(report->ids.span_id, record->context.span_id, 8);
 	assert(memcmp(report->ids.span_id, "\xee\xee\xee\xee\xee\xee\xee\xee", 8)); /* another socket's */
@@ -264,7 +266,7 @@ static const struct report *report_for(size_t at)
 	const struct report *found = NULL;
 
 	for (size_t i = 0; i < report_count; i++)
-		if (reports[i].at <= at && (!found || reports[i].at >= found->at))
+		if (reports[i].at <= at && !reports[i].shared && (!found || reports[i].at >= found->at))
 			found = &reports[i];
 	return found;
 }

@@ -74,7 +74,7 @@ def test_every_build_of_it_does_the_same(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_nothing_is_read_or_written_beside_the_arrays(tmp_path: Path) -> None:
-    """The tests of the encoder, the connections and the contexts pass with the address and undefined behaviour sanitizers on."""
+    """The tests of encoder, connections and contexts pass with the address and undefined behaviour sanitizers on."""
     runtime = subprocess.run(
         ["clang", f"-print-file-name=libclang_rt.asan-{os.uname().machine}.so"],
         capture_output=True, text=True, check=True,

@@ -54,7 +54,7 @@ def served(records: np.ndarray, batches: list[int] | None = None, then_ns: int =
         if waiting:
             held = records.view("V160")[packets[waiting]].copy().view(records.dtype)
             older = held, np.full(len(held), slot, np.int64)
-        followed = contexts.follow(batch, table.record_slots, table.flows, None, older)
+        followed = contexts.follow(batch, table.record_slots, table.flows, table.births, None, older)
         fresh = [number for number, row in enumerate(packets) if start <= row < end]
         numbers = waiting + fresh
         if len(slots):
@@ -69,7 +69,7 @@ def served(records: np.ndarray, batches: list[int] | None = None, then_ns: int =
             found.links, found.dropped = contexts.end(connection.slot, 0)
         found.requests += contexts.take_requests()
     later = Batch(records[:0], 0, 0, int(records["time_ns"][-1]) + then_ns)
-    contexts.follow(later, table.record_slots, table.flows, None, None)
+    contexts.follow(later, table.record_slots, table.flows)
     found.requests += contexts.take_requests()
     if not found.links:
         found.links, found.dropped = contexts.end(slot, 0)
@@ -187,19 +187,51 @@ def test_the_application_is_believed_before_the_request() -> None:
 
 
 def test_a_servers_tag_is_for_what_it_has_read() -> None:
-    """What came since it last answered belongs to it, be it tagged a batch later; the first asks for no such memory."""
+    """What came since it last answered belongs to it, be it tagged a batch later."""
     end = server().gets("PA", 1, 1, 100).sends("A", 1, 101)
     end.serves(ids(1), 1, 101, origin=Origin.TAG).sends("PA", 1, 101, 50).gets("A", 101, 51)
     end.gets("PA", 101, 51, 100).sends("A", 51, 201)  # the next request, before its tag
     records = told(end)
     tagged = told(end.serves(ids(2), 51, 201, origin=Origin.TAG).sends("PA", 51, 201, 50))
     found = served(tagged, [len(records)])
-    assert found.packets[3:5] == [None, None]  # nobody knew yet that this server tags
-    assert found.packets[5:7] == [ids(1)] * 2
+    assert found.packets[3:7] == [ids(1)] * 4
     assert found.packets[7:] == [ids(2)] * 3
     assert served(records).waiting == 2
     untold = served(records)
     assert untold.packets[-2:] == ["waits", "waits"]
+
+
+def test_tickets_that_a_server_sends_first_cost_no_request_its_bytes() -> None:
+    """The request was there before TLS sent its tickets, and was read after that: its tag comes last."""
+    end = server().gets("PA", 1, 1, 500).sends("PA", 1, 501, 900).gets("PA", 501, 901, 80).gets("PA", 581, 901, 240)
+    end.sends("PA", 901, 821, 500).serves(ids(1), 1401, 821, origin=Origin.TAG).sends("PA", 1401, 821, 50)
+    end.gets("PA", 821, 1451, 240).serves(ids(2), 1451, 1061, origin=Origin.TAG).sends("PA", 1451, 1061, 50)
+    found = served(told(end))
+    assert found.packets[3:] == [None, None, ids(1), ids(1), None, ids(1), ids(2), ids(2)]
+
+
+@pytest.mark.parametrize("turns", [1, 4])
+def test_servers_that_do_not_tag_are_not_waited_for(turns: int) -> None:
+    """After a few turns without a tag, or once somebody has waited in vain, nothing waits any more."""
+    end = server()
+    for turn in range(turns):
+        end.gets("PA", 1 + 10 * turn, 1 + 10 * turn, 10).sends("PA", 1 + 10 * turn, 11 + 10 * turn, 10)
+    records = told(end)
+    assert served(records).waiting == (1 if turns == 1 else 0)
+    table, contexts = story.table(), ContextTable(quiet_ns=SECOND)
+    batch = Batch(records, 0, 0, int(records["time_ns"][-1]))
+    slots, _ = table.update(batch)
+    followed = contexts.follow(batch, table.record_slots, table.flows, table.births)
+    contexts.give_up(records[followed.waits], slots[followed.waits])
+    other = told(
+        End(local=("192.0.2.2", 443), peer=("192.0.2.1", 41000), time_ns=20 * SECOND)
+        .handshake(client=False)
+        .gets("PA", 1, 1, 10)
+    )
+    batch = Batch(other, 0, 0, int(other["time_ns"][-1]))
+    table.update(batch)
+    waits = contexts.follow(batch, table.record_slots, table.flows, table.births).waits
+    assert waits.any() == (turns == 4)  # nobody waited there for long, so nothing was learnt of the listener
 
 
 def test_a_long_upload_is_one_request() -> None:
@@ -282,7 +314,7 @@ def test_what_a_connection_took_is_given_back() -> None:
         records = told(end)
         batch = Batch(records, 0, 0, int(records["time_ns"][-1]))
         _, ended = table.update(batch)
-        contexts.follow(batch, table.record_slots, table.flows, None, None)
+        contexts.follow(batch, table.record_slots, table.flows, table.births)
         for connection in ended:
             contexts.end(connection.slot, 0)
     assert contexts.begun == 2000
@@ -368,7 +400,7 @@ def test_wild_records_break_nothing(seed: int) -> None:
         part = records.view("V160")[start : start + 250].copy().view(base.dtype)
         batch = Batch(part, 0, 0, int(part["time_ns"][-1]) + start * SECOND)
         table.update(batch)
-        followed = contexts.follow(batch, table.record_slots, table.flows, None, None)
+        followed = contexts.follow(batch, table.record_slots, table.flows, table.births)
         assert len(followed.waits) == len(batch.packets)
         assert (followed.contexts.numbers < len(contexts._requests)).all()
         contexts.take_requests()
