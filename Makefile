@@ -77,6 +77,12 @@ test-kernels: setup ## The same under Debian's kernels 5.10, 6.1, 6.12 and 7.2, 
 	$(call install,$(TEST_PACKAGES) $(MATRIX_PACKAGES))
 	@$(BIN)/python -m tests.matrix $(ARGS)
 
+.PHONY: demo-trace
+demo-trace: setup ## As root: two services, a packet lost between them, and the trace that tells whose it was
+	$(call install,iproute2)
+	@$(BIN)/python -m tests.demo --build
+	@$(ROOT) env TCPIO_CACHE="$${TCPIO_CACHE:-$$HOME/.cache/tcpio-otel}" $(BIN)/python -m tests.demo $(ARGS)
+
 .PHONY: lint
 lint: setup ## Check style, types, import direction and the layout of the C code
 	@$(BIN)/ruff check .

@@ -51,8 +51,8 @@ SETTLE_NS = 1_000_000_000
 _PLACE = np.dtype(
     [
         ("born", "<u8"), ("row", "<i4"), ("high", "<u4"), ("answer", "<u4"), ("answer_before", "<u4"),
-        ("unanswered", "<u4"), ("first", "<u4"), ("fin", "<u4", 2), ("sending", "u1"), ("answers", "u1"), ("finished", "u1"),
-        ("receiving", "u1"), ("turns", "u1"), ("pass", "<u4"), ("first_waiting", "<i4"),
+        ("unanswered", "<u4"), ("first", "<u4"), ("fin", "<u4", 2), ("sending", "u1"), ("answers", "u1"),
+        ("finished", "u1"), ("receiving", "u1"), ("turns", "u1"), ("pass", "<u4"), ("first_waiting", "<i4"),
         ("last_waiting", "<i4"),
     ],
     align=True,
