@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
  * Where trace contexts begin on a connection: told by the application (a socket option), found in the head of an HTTP/1
- * request, or published for the thread that sends. Included by tcpio.bpf.c once, behind its maps and helpers.
+ * request or in a header block of HTTP/2, or published for the thread that sends. Included by tcpio.bpf.c once, behind
+ * its maps and helpers.
  *
  * Only ids leave the kernel. Which packets belong to a context is decided in user space, by sequence number.
  */
 #ifndef TCPIO_CONTEXT_H
 #define TCPIO_CONTEXT_H
+
+#include "http2.h"
 
 #define OPTION_LEVEL 0x6f74656c /* "otel" */
 #define OPTION_CONTEXT 1
@@ -16,7 +19,12 @@
 /* Tags in a row with nothing sent or received in between; what comes beyond is a program that floods us. */
 #define IDLE_TAGS 8
 
-#define CHUNKS 6 /* of one segment: as many requests, or so much of a long head */
+#define CHUNKS 6   /* of one segment: as many requests, or so much of a long head */
+#define FRAMES 128 /* in a chunk of HTTP/2: 64 KiB hold more, but not of small requests as programs send them */
+
+/* What `report_context` is told of the ids. */
+#define KNOWN 1
+#define KNOWN_SHARED 2
 
 struct identifiers {
 	__u8 trace_id[16];
@@ -206,17 +214,28 @@ static __always_inline void place_context(struct tcpio_record *record, __u8 dire
 	record->context.received_seq = sent ? ack : seq;
 }
 
-/* Does a request begin here? Notes it where the preface of HTTP/2 does, or something else. */
+/* Does the rest of HTTP/2's preface stand here? A global function, for the stack's sake. */
+__noinline int is_preface(struct __sk_buff *skb, __u32 offset)
+{
+	__u64 first, second;
+	__u32 third;
+
+	return !bpf_skb_load_bytes(skb, offset + 4, &first, sizeof(first)) && first == TCPIO_PREFACE_1 &&
+	       !bpf_skb_load_bytes(skb, offset + 12, &second, sizeof(second)) && second == TCPIO_PREFACE_2 &&
+	       !bpf_skb_load_bytes(skb, offset + 20, &third, sizeof(third)) && third == TCPIO_PREFACE_3;
+}
+
+/* Does a request begin here, at `seq`? Notes it where the preface of HTTP/2 does, or something else. */
 static __always_inline bool opens_request(struct __sk_buff *skb, __u32 offset, struct tcpio_stream *stream,
-					  __u8 direction, __u32 bytes)
+					  __u8 direction, __u32 seq, __u32 bytes)
 {
 	__u32 word = 0, mask = ~0U;
 	bool method;
 
 	if (bytes < sizeof(word)) {
-		bytes &= 3;
+		bytes = (tcpio_opaque(bytes - 1) & 3) + 1; /* older verifiers do not see that it is not 0 */
 		mask = (1U << 8 * bytes) - 1;
-		if (!bytes || bpf_skb_load_bytes(skb, offset, &word, bytes))
+		if (bpf_skb_load_bytes(skb, offset, &word, bytes))
 			return false;
 	} else if (bpf_skb_load_bytes(skb, offset, &word, sizeof(word))) {
 		return false;
@@ -226,6 +245,11 @@ static __always_inline bool opens_request(struct __sk_buff *skb, __u32 offset, s
 		return false;
 	stream->state = word == TCPIO_PREFACE ? TCPIO_STREAM_OTHER : TCPIO_STREAM_WAITING;
 	stream->direction = direction + 1;
+	if (word == TCPIO_PREFACE && is_preface(skb, offset)) {
+		stream->state = TCPIO_STREAM_FRAMES;
+		stream->next = seq + TCPIO_PREFACE_BYTES;
+		stream->answer = stream->facts = 0;
+	}
 	return method;
 }
 
@@ -257,6 +281,7 @@ __noinline int report_context(struct __sk_buff *skb, __u64 user, __u32 sent_seq,
 	record->context.sent_seq = sent_seq;
 	record->context.received_seq = received_seq;
 	record->context.origin = TCPIO_ORIGIN_TRACEPARENT;
+	record->context.context_marks = known == KNOWN_SHARED ? TCPIO_CONTEXT_SHARED : 0;
 	if (known)
 		fill_ids(record, head);
 	barrier();
@@ -319,7 +344,7 @@ __noinline int read_chunk(struct __sk_buff *skb, __u32 header_bytes, __u32 seq, 
 			return 0;
 		}
 	}
-	if (!first || opens_request(skb, header_bytes + at, &moved, direction, bytes)) {
+	if (!first || opens_request(skb, header_bytes + at, &moved, direction, seq, bytes)) {
 		head->user = user;
 		barrier();
 		head->facts = first ? 0 : moved.facts;
@@ -373,7 +398,106 @@ __noinline int read_chunk(struct __sk_buff *skb, __u32 header_bytes, __u32 seq, 
 		moved.in_context = false;
 	}
 	owner->stream = moved;
-	return request;
+	return request || moved.state == TCPIO_STREAM_FRAMES;
+}
+
+__noinline int scan_block(__u32 reserved)
+{
+	struct tcpio_head *head = this_head();
+
+	if (!head)
+		return 0;
+	tcpio_scan_block(head);
+	tcpio_find_literal(head);
+	return (int)reserved;
+}
+
+/* Reads a header block, as much of it as the segment holds behind `offset`, and reports the context that it tells.
+ * `frame` is its frame's length, with flags in the lowest byte and the direction in place of the lowest flag. 0 when it
+ * was interrupted. */
+__noinline int read_block(struct __sk_buff *skb, __u32 offset, __u32 frame, __u32 begin, __u32 ack)
+{
+	__u64 user = bpf_ktime_get_boot_ns() << 1 | (frame & 1);
+	__u32 bytes = frame >> 8, before = 0;
+	struct tcpio_head *head = this_head();
+	__u8 padding = 0;
+
+	if (!head)
+		return 1;
+	if (frame & TCPIO_FRAME_PADDED) {
+		if (bpf_skb_load_bytes(skb, offset, &padding, sizeof(padding)))
+			return 1;
+		before = sizeof(padding);
+	}
+	if (frame & TCPIO_FRAME_PRIORITY)
+		before += 5;
+	offset += before;
+	before += padding;
+	if (bytes < before || offset >= skb->len)
+		return 1;
+	bytes -= before;
+	if (bytes > skb->len - offset)
+		bytes = skb->len - offset;
+	if (bytes > TCPIO_CHUNK_BYTES)
+		bytes = TCPIO_CHUNK_BYTES;
+	if (bytes < TCPIO_LITERAL_BYTES)
+		return 1;
+	head->user = user;
+	barrier();
+	if (!load_chunk(head, skb, offset, bytes, NULL))
+		return 1;
+	scan_block(0);
+	barrier();
+	if (head->user != user)
+		return 0;
+	if (!(head->facts & TCPIO_HEAD_TRACEPARENT))
+		return 1;
+	if ((frame & 1) == TCPIO_TRANSMIT)
+		return report_context(skb, user, begin, ack, KNOWN_SHARED);
+	return report_context(skb, user, ack, begin, KNOWN_SHARED);
+}
+
+/* Follows the frames of HTTP/2 through a segment; 0 when there is nothing more to read. */
+__noinline int read_frames(struct __sk_buff *skb, __u32 header_bytes, __u32 seq, __u32 ack, __u32 direction)
+{
+	struct tcpio_stream *stream;
+	struct tcpio_owner *owner;
+	struct bpf_sock *sk;
+	__u32 bytes;
+
+	sk = skb->sk;
+	if (!sk)
+		return 0;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return 0;
+	owner = bpf_sk_storage_get(&owners, sk, 0, 0);
+	if (!owner || skb->len < header_bytes)
+		return 0;
+	bytes = skb->len - header_bytes;
+	stream = &owner->stream;
+	for (__u32 i = 0; i < FRAMES; i++) {
+		__u32 at = stream->next - seq, begin, frame, taken;
+		__u64 start[2] = {};
+		__u8 type;
+
+		if (at >= bytes) {
+			if ((__s32)at < -TCPIO_FRAME_LATE)
+				stream->state = TCPIO_STREAM_OTHER;
+			return 0;
+		}
+		taken = (tcpio_opaque(tcpio_frame_wants(stream, bytes - at) - 1) & (sizeof(start) - 1)) + 1;
+		if (bpf_skb_load_bytes(skb, header_bytes + at, start, taken))
+			return 0;
+		begin = stream->next + taken - TCPIO_FRAME_BYTES;
+		if (!tcpio_frame_read(stream, start[0], taken, &frame, &type) || type != TCPIO_FRAME_HEADERS)
+			continue;
+		frame = (frame & ~1U) | (direction & 1);
+		at += header_bytes + taken;
+		if (!read_block(skb, at, frame, begin, ack))
+			read_block(skb, at, frame, begin, ack);
+	}
+	return 1;
 }
 
 /* Stops reading a segment in which there is more than is read of one. */
@@ -396,9 +520,14 @@ static __noinline void give_up(struct __sk_buff *skb, const struct tcpio_headers
 static __always_inline void read_requests(struct __sk_buff *skb, const struct tcpio_headers *headers, __u8 direction,
 					  struct tcpio_stream *stream)
 {
-	for (int i = 0; i < CHUNKS; i++)
-		if (!read_chunk(skb, headers->header_bytes, headers->seq, headers->ack, direction))
+	for (int i = 0; i < CHUNKS; i++) {
+		int more = stream->state == TCPIO_STREAM_FRAMES
+				   ? read_frames(skb, headers->header_bytes, headers->seq, headers->ack, direction)
+				   : read_chunk(skb, headers->header_bytes, headers->seq, headers->ack, direction);
+
+		if (!more)
 			return;
+	}
 	give_up(skb, headers, direction, stream);
 }
 
@@ -412,7 +541,7 @@ static __noinline void hear_answer(struct __sk_buff *skb, const struct tcpio_hea
 		__u8 rest[8];
 	} start;
 
-	if (stream->state == TCPIO_STREAM_HEAD || stream->state == TCPIO_STREAM_OTHER ||
+	if (stream->state == TCPIO_STREAM_HEAD || stream->state >= TCPIO_STREAM_OTHER ||
 	    (stream->state == TCPIO_STREAM_BODY && (__s32)(headers->ack - stream->next) <= 0) ||
 	    (stream->state != TCPIO_STREAM_UNKNOWN && (__s32)(headers->seq - stream->answer) < 0))
 		return;
@@ -450,7 +579,7 @@ static __always_inline bool may_hold_request(struct __sk_buff *skb, const struct
 		return stream->in_context;
 	at = tcpio_stream_at(stream, headers->seq, bytes);
 	if (at >= bytes)
-		return false;
+		return stream->state == TCPIO_STREAM_FRAMES;
 	if (stream->in_context || stream->state == TCPIO_STREAM_HEAD || stream->state == TCPIO_STREAM_BODY)
 		return true;
 	word = 0;

@@ -362,6 +362,7 @@ enum tcpio_stream_state {
 	TCPIO_STREAM_BODY = 2,	  /* nothing begins before `next` */
 	TCPIO_STREAM_WAITING = 3, /* the body's end is not known: nothing begins before the peer has answered */
 	TCPIO_STREAM_OTHER = 4,	  /* another protocol: no request will begin */
+	TCPIO_STREAM_FRAMES = 5,  /* HTTP/2: a frame's header goes on at `next`, see http2.h */
 };
 
 struct tcpio_stream {

@@ -13,8 +13,8 @@ from tcpio_otel.capture.loaders import OBJECT, left_out
 
 STATISTICS = 4
 CEILING = {
-    "tcpio_ingress": 250_000,  # most of it once each: the functions that read the head of a request
-    "tcpio_egress": 300_000,
+    "tcpio_ingress": 300_000,  # most of it once each: the functions that read the head of a request
+    "tcpio_egress": 320_000,
     "tcpio_option": 6_000,
     "tcpio_drop": 4_000,
     "tcpio_queue": 6_000,

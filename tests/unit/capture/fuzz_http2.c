@@ -44,13 +44,16 @@ static void find_ids(const uint8_t *piece, size_t bytes, size_t at)
 
 static void follow_frames(const uint8_t *stream, size_t start, size_t end)
 {
+	int chunks = CHUNKS;
+
 	if (!wanted_reports.begun) {
 		if (start || place.delivered || end < sizeof(preface) - 1)
 			return;
 		wanted_reports.begun = true;
+		chunks--; /* of which the preface is one */
 		wanted_reports.next = wanted_reports.frame = sizeof(preface) - 1;
 	}
-	for (int i = 0; i < FRAMES; i++) {
+	for (int i = 0; i < FRAMES * chunks; i++) {
 		const uint8_t *header = stream + wanted_reports.frame;
 		size_t payload = wanted_reports.frame + 9, length, from, to;
 

@@ -77,7 +77,9 @@ def seeds() -> Iterator[bytes]:
     for cut in range(1, PREFACE_BYTES + len(GREETING + CALL)):
         yield case(GREETING + CALL + CALL, (LONG, cut))
         yield case(GREETING + CALL + CALL, (LONG, PREFACE_BYTES), *((LONG, 1 + cut % 11),) * 60)
-    yield case(frame(SETTINGS) * 30 + CALL * 8)
+    for frames in (5 * 128 - 6, 6 * 128 - 6):  # about as many as are read of a segment with the preface, and without
+        yield case(frame(SETTINGS) * frames + CALL * 8)
+        yield case(frame(SETTINGS) * frames + CALL * 8, (LONG, PREFACE_BYTES))
     yield case(b"\xff\xff\xff\x01\x0c" + CALL * 3)
 
 
