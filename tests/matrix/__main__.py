@@ -28,13 +28,10 @@ from tests.matrix.images import RELEASES, Image, UnavailableError, image
 BOOT_LIMIT_S = 1800
 AT_ONCE = 2
 LOADERS = ("libbpf", "bcc")
-TESTS = (
-    "tests/kernel/test_kernel_conformance.py",
-    "tests/kernel/test_kernel_verifier.py",
-    "tests/kernel/test_kernel_socket_option.py",
-)
-"""What is run where nothing else is asked for; floods say little under emulation, and take long."""
+TESTS = ("tests/kernel/test_kernel_conformance.py", "tests/kernel/test_kernel_verifier.py")
+"""What is run where nothing else is asked for."""
 SELECT = "not flood"
+"""Floods say little under emulation, and take long."""
 MODULES = "veth tun nf_tables nft_chain_nat nft_nat nft_masq nf_nat iptable_filter ip6table_filter"
 GUEST = """
 exec >{out}/console 2>&1
