@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from tcpio_otel import privileges
-from tcpio_otel.capture.control import Filters
+from tcpio_otel.capture.control import ContextSources, Filters
 from tcpio_otel.capture.libbpf import Library, Types
 from tcpio_otel.capture.loaders import TRACEPOINTS, ByBcc, Loader, chosen, code_range, left_out
 from tcpio_otel.capture.probe import Probe, cgroup_root
@@ -79,7 +79,8 @@ def _symbols() -> str:
 def _loads(loader: Loader) -> str:
     before, started = _resident_bytes("VmRSS"), time.perf_counter()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-    with Probe(filters=Filters(), memory_bytes=1 << 20, loader=loader) as probe:
+    contexts = ContextSources(socket_tags=True, http_headers=True)
+    with Probe(filters=Filters(), memory_bytes=1 << 20, loader=loader, contexts=contexts) as probe:
         took_ms = (time.perf_counter() - started) * 1e3
         peak = _resident_bytes("VmHWM") - before
         hooks, without, by = ", ".join(probe.hooks()), "; ".join(probe.loading.missing.values()), "loads"
