@@ -546,9 +546,11 @@ static __noinline void hear_answer(struct __sk_buff *skb, const struct tcpio_hea
 	    (stream->state != TCPIO_STREAM_UNKNOWN && (__s32)(headers->seq - stream->answer) < 0))
 		return;
 	if (bpf_skb_load_bytes(skb, headers->header_bytes, &start, sizeof(start)) || start.http != TCPIO_ANSWER ||
-	    start.rest[5] == '1')
+	    start.rest[0] != '/' || start.rest[1] != '1' || start.rest[4] != ' ' || start.rest[5] < '2' ||
+	    start.rest[5] > '5')
 		return;
 	stream->next = headers->ack;
+	stream->answer = headers->seq;
 	stream->state = TCPIO_STREAM_BODY;
 	stream->direction = 2 - direction;
 }

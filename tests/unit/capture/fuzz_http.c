@@ -535,6 +535,8 @@ static void follow(const uint8_t *stream, size_t start, size_t end, size_t chunk
 	size_t in_order = seen.next > seen.reached ? seen.next : seen.reached, from;
 
 	if (!seen.begun && !seen.open) {
+		if (end - start >= 10 && !memcmp(stream + start, "HTTP/1", 6))
+			seen.other = true; /* it looks like an answer, and which end asks is not known yet */
 		if (start || place.delivered)
 			return; /* not the first: it can lie anywhere */
 		if (end - start >= 4 && !memcmp(stream + start, "PRI ", 4))
