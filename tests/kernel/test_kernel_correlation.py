@@ -105,12 +105,13 @@ PATIENT = {"TCPIO_CORRELATION_WAIT": "10s"}
 _BODY_FIRST = "server, received, later request"  # a body that overtook its head, which was lost
 _WITH_HANDSHAKE = {"server, received, first request", "server, sent, first request"}  # it completed the handshake
 _SLOW = "server, received, later request"  # its segments were lost again and again, for longer than anybody waits
+_TICKETS = "server, received, first request"  # what had come when TLS sent its tickets, and more came before the tag
 _EARLY = "client, received, first request"  # TLS tickets that came before the request was sent
 EXPLAINED = {
     "header": {_BODY_FIRST, *_WITH_HANDSHAKE},
     "header-and-tags": {_BODY_FIRST, *_WITH_HANDSHAKE, SAME_TRACE},
     "tags": {_SLOW},
-    "tls-and-tags": {_EARLY, _SLOW, BEFORE_FIRST},
+    "tls-and-tags": {_EARLY, _SLOW, _TICKETS, BEFORE_FIRST},
 }
 """Why a packet may have no context, where one of twenty is lost."""
 
