@@ -19,6 +19,8 @@
 /* Tags in a row with nothing sent or received in between; what comes beyond is a program that floods us. */
 #define IDLE_TAGS 8
 
+#define LOOKS                                                                                                          \
+	32 /* at segments with data, from a connection's first on, before it is no HTTP: a proxy may speak first */
 #define CHUNKS 6   /* of one segment: as many requests, or so much of a long head */
 #define FRAMES 128 /* in a chunk of HTTP/2: 64 KiB hold more, but not of small requests as programs send them */
 
@@ -531,6 +533,15 @@ static __always_inline void read_requests(struct __sk_buff *skb, const struct tc
 	give_up(skb, headers, direction, stream);
 }
 
+/* Can the answer that ends a request begin here? */
+static __always_inline bool may_answer(const struct tcpio_headers *headers, const struct tcpio_stream *stream)
+{
+	if (stream->state == TCPIO_STREAM_BODY && (__s32)(headers->ack - stream->next) <= 0)
+		return false;
+	return (stream->state == TCPIO_STREAM_BODY || stream->state == TCPIO_STREAM_WAITING) &&
+	       (__s32)(headers->seq - stream->answer) >= 0;
+}
+
 /* The start of an answer tells where a request has ended whose length its head did not, or of which something went by
  * unseen, or whose connection was not known; 1xx announces, it answers not. */
 static __noinline void hear_answer(struct __sk_buff *skb, const struct tcpio_headers *headers, __u8 direction,
@@ -541,10 +552,6 @@ static __noinline void hear_answer(struct __sk_buff *skb, const struct tcpio_hea
 		__u8 rest[8];
 	} start;
 
-	if (stream->state == TCPIO_STREAM_HEAD || stream->state >= TCPIO_STREAM_OTHER ||
-	    (stream->state == TCPIO_STREAM_BODY && (__s32)(headers->ack - stream->next) <= 0) ||
-	    (stream->state != TCPIO_STREAM_UNKNOWN && (__s32)(headers->seq - stream->answer) < 0))
-		return;
 	if (bpf_skb_load_bytes(skb, headers->header_bytes, &start, sizeof(start)) || start.http != TCPIO_ANSWER ||
 	    start.rest[0] != '/' || start.rest[1] != '1' || start.rest[4] != ' ' || start.rest[5] < '2' ||
 	    start.rest[5] > '5')
@@ -558,42 +565,56 @@ static __noinline void hear_answer(struct __sk_buff *skb, const struct tcpio_hea
 /* Is this the first that a connection carries in its direction? Where more was sent before, a request can be under way.
  */
 static __always_inline bool is_first_data(const struct tcpio_headers *headers, __u32 bytes, __u8 direction,
-					  struct tcp_sock *tp)
+					  const struct tcp_sock *tp)
 {
 	if (direction == TCPIO_TRANSMIT) /* the kernel has counted it already */
-		return BPF_CORE_READ(tp, bytes_sent) == bytes;
-	return !BPF_CORE_READ(tp, bytes_received) && headers->seq == BPF_CORE_READ(tp, rcv_nxt);
+		return tp->bytes_sent == bytes;
+	return !tp->bytes_received && headers->seq == tp->rcv_nxt;
 }
 
-/* Anything for `read_requests` in this segment? For most it takes a few comparisons to say no. */
-static __always_inline bool may_hold_request(struct __sk_buff *skb, const struct tcpio_headers *headers, __u8 direction,
-					     struct tcpio_stream *stream, struct tcp_sock *tp)
+/* Does the first request that is seen of a connection begin with this segment, or in front of it, as its answer says? A
+ * connection whose start was seen is looked at for a while, and then is no HTTP. */
+static __always_inline bool opens_connection(struct __sk_buff *skb, const struct tcpio_headers *headers, __u8 direction,
+					     struct tcpio_stream *stream, const struct tcp_sock *tp)
 {
-	__u32 bytes = skb->len - headers->header_bytes, at, word;
+	__u32 bytes = skb->len - headers->header_bytes, word = 0;
+	bool first = is_first_data(headers, bytes, direction, tp);
 
-	if (skb->len <= headers->header_bytes)
-		return false;
-	if (stream->direction && stream->direction != direction + 1) {
-		hear_answer(skb, headers, direction, stream);
+	if (first || stream->looks)
+		stream->looks++;
+	if (stream->looks > LOOKS) {
+		stream->state = TCPIO_STREAM_OTHER;
 		return false;
 	}
-	if (tcpio_stream_skips(stream, headers->seq))
-		return stream->in_context;
-	at = tcpio_stream_at(stream, headers->seq, bytes);
-	if (at >= bytes)
-		return stream->state == TCPIO_STREAM_FRAMES;
-	if (stream->in_context || stream->state == TCPIO_STREAM_HEAD || stream->state == TCPIO_STREAM_BODY)
-		return true;
-	word = 0;
-	if (bytes >= sizeof(word) && bpf_skb_load_bytes(skb, headers->header_bytes, &word, sizeof(word)))
+	if (bytes < sizeof(word))
+		return first;
+	if (bpf_skb_load_bytes(skb, headers->header_bytes, &word, sizeof(word)))
 		return false;
 	if (word == TCPIO_ANSWER) {
 		hear_answer(skb, headers, direction, stream);
 		return false;
 	}
-	if (bytes >= sizeof(word) && !tcpio_is_method(word, ~0U) && word != TCPIO_PREFACE)
+	return first && (tcpio_is_method(word, ~0U) || word == TCPIO_PREFACE);
+}
+
+/* Anything for `read_requests` in this segment? For most it takes a few comparisons to say no. */
+static __always_inline bool may_hold_request(struct __sk_buff *skb, const struct tcpio_headers *headers, __u8 direction,
+					     struct tcpio_stream *stream, const struct tcp_sock *tp)
+{
+	__u32 bytes = skb->len - headers->header_bytes;
+
+	if (skb->len <= headers->header_bytes || stream->state == TCPIO_STREAM_OTHER)
 		return false;
-	return is_first_data(headers, bytes, direction, tp);
+	if (stream->state == TCPIO_STREAM_UNKNOWN)
+		return opens_connection(skb, headers, direction, stream, tp);
+	if (stream->direction != direction + 1) {
+		if (may_answer(headers, stream))
+			hear_answer(skb, headers, direction, stream);
+		return false;
+	}
+	if (tcpio_stream_skips(stream, headers->seq))
+		return stream->in_context;
+	return tcpio_stream_at(stream, headers->seq, bytes) < bytes || stream->state == TCPIO_STREAM_FRAMES;
 }
 
 /* Published contexts. */

@@ -210,7 +210,8 @@ class Pipeline:
         for rows in before:
             part = slice(start, start + len(rows))
             start = part.stop
-            waits, contexts = followed.waits[part], followed.contexts.part(part)
+            became = followed.part(part)
+            waits, contexts = became.waits, became.contexts
             overdue = batch.now_ns >= rows.arrived_ns + self._context_wait_ns or start > HELD_RECORDS_LIMIT
             self._connections.release(rows.slots)
             if overdue:
@@ -218,12 +219,12 @@ class Pipeline:
                 overdue_rows = rows.where(waits)
                 self._contexts.give_up(overdue_rows.records, overdue_rows.slots)
                 waits = np.zeros(len(rows), np.bool_)
-            self._encode(rows.where(~waits), contexts.where(~waits))
+            self._encode(rows.where(~waits), contexts.where(~waits) if contexts else None)
             if waits.any():
                 self._undecided.append(rows.where(waits))
                 self._connections.hold(self._undecided[-1].slots)
-        undecided = followed.waits[start:]
-        return followed.contexts.part(slice(start, None)), undecided if undecided.any() else None
+        arrived = followed.part(slice(start, None)) if start else followed
+        return arrived.contexts, arrived.waits if arrived.waits.any() else None
 
     def _hold(self, rows: _Held) -> None:
         self._connections.hold(rows.slots)

@@ -161,6 +161,10 @@ class Probe:
         """The file descriptor of a loaded program; it stays the probe's."""
         return self._object.program_fd(program)
 
+    def map_fd(self, name: str) -> int:
+        """The file descriptor of a map; it stays the probe's."""
+        return self._object.map_fd(name)
+
     def detach(self) -> None:
         """Record nothing more; what is in the rings stays there to be drained."""
         self._object.detach()

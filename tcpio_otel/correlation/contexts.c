@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What `contexts.ContextTable` does with every record: learn where contexts begin, and tell whose each packet is. */
+#include <stddef.h>
 #include "contexts.h"
 
 enum { FLAG_FIN = 0x01, FLAG_SYN = 0x02, FLAG_RST = 0x04, FLAG_ACK = 0x10 };
@@ -14,19 +15,25 @@ struct table {
 	__u64 flow_stride, server_offset;
 };
 
-/* The newest border at or before a sequence number; -1: what lies there is older than any. */
-static int border_of(const struct contexts *row, int direction, __u32 seq)
+/* The age of the newest border at or before a sequence number; their count: what lies there is older than any. */
+static __u32 border_of(const struct contexts *row, int direction, __u32 seq)
 {
-	int at = (int)row->count[direction] - 1;
+	__u32 age = 0;
 
-	while (at >= 0 && !row->borders[direction][at].from_start && before(seq, row->borders[direction][at].seq))
-		at--;
-	return at;
+	while (age < row->count[direction] && !row->borders[age][direction].from_start &&
+	       before(seq, row->borders[age][direction].seq))
+		age++;
+	return age;
 }
 
 static struct border *newest(struct contexts *row, int direction)
 {
-	return row->count[direction] ? &row->borders[direction][row->count[direction] - 1] : NULL;
+	return row->count[direction] ? &row->borders[0][direction] : NULL;
+}
+
+static const struct border *oldest(const struct contexts *row, int direction)
+{
+	return row->count[direction] ? &row->borders[row->count[direction] - 1][direction] : NULL;
 }
 
 /* The bytes that a packet is about: its payload, or the byte that a bare acknowledgement confirms. */
@@ -66,16 +73,8 @@ static int undecided(const struct place *place, const struct contexts *row, cons
 		return 0;
 	if (!row || !row->count[RECEIVED])
 		return 1;
-	last = &row->borders[RECEIVED][row->count[RECEIVED] - 1];
+	last = &row->borders[0][RECEIVED];
 	return !last->open && before(last->seq, span->to) && before(row->known, span->to);
-}
-
-static void drop_border(struct request *requests, struct contexts *row, int direction, __u32 at)
-{
-	requests[row->borders[direction][at].number].borders--;
-	memmove(&row->borders[direction][at], &row->borders[direction][at + 1],
-		(row->count[direction] - at - 1) * sizeof(struct border));
-	row->count[direction]--;
 }
 
 /* Stronger claims win where two begin at the same place: what the application says, then what a request says. */
@@ -87,22 +86,21 @@ static int rank(__u8 origin)
 /* Puts a border in its place; returns the border that stood there already, if one did, else NULL. */
 static struct border *place_border(struct request *requests, struct contexts *row, int direction, struct border border)
 {
-	int at = border_of(row, direction, border.seq);
-	struct border *found = at >= 0 ? &row->borders[direction][at] : NULL;
+	__u32 age = border_of(row, direction, border.seq), *count = &row->count[direction];
+	struct border *found = &row->borders[age][direction];
 
-	if (found && found->seq == border.seq)
+	if (age < *count && found->seq == border.seq)
 		return found;
-	if (row->count[direction] == KEPT) {
-		if (at < 0)
+	if (*count == KEPT) {
+		if (age == *count)
 			return NULL; /* older than all that are kept */
-		drop_border(requests, row, direction, 0);
-		at--;
+		requests[oldest(row, direction)->number].borders--;
+		--*count;
 	}
-	at++;
-	memmove(&row->borders[direction][at + 1], &row->borders[direction][at],
-		(row->count[direction] - (__u32)at) * sizeof(border));
-	row->borders[direction][at] = border;
-	row->count[direction]++;
+	for (__u32 at = *count; at > age; at--)
+		row->borders[at][direction] = row->borders[at - 1][direction];
+	row->borders[age][direction] = border;
+	++*count;
 	requests[border.number].borders++;
 	return NULL;
 }
@@ -118,8 +116,8 @@ static void rename_border(struct request *requests, struct border *border, __s32
 static void supersede(struct request *requests, struct contexts *row, __u64 now_ns)
 {
 	for (int direction = 0; direction < DIRECTIONS; direction++)
-		for (__u32 at = 0; at < row->count[direction]; at++) {
-			struct request *request = &requests[row->borders[direction][at].number];
+		for (__u32 age = 0; age < row->count[direction]; age++) {
+			struct request *request = &requests[row->borders[age][direction].number];
 
 			if (!request->superseded_ns)
 				request->superseded_ns = now_ns;
@@ -199,6 +197,8 @@ enum { FAR_BACK = 1 << 30 };
 static void place_request(const struct place *place, const struct contexts *row, const struct tcpio_record *record,
 			  int server, __u32 begin[DIRECTIONS], int *from_start)
 {
+	const struct border *first = oldest(row, RECEIVED);
+
 	begin[SENT] = record->context.sent_seq;
 	begin[RECEIVED] = record->context.received_seq;
 	*from_start =
@@ -210,10 +210,9 @@ static void place_request(const struct place *place, const struct contexts *row,
 					  ? place->answer_before
 					  : place->answer;
 	else if (server && !*from_start)
-		begin[RECEIVED] = row->count[RECEIVED] ? row->borders[RECEIVED][0].seq : place->first;
+		begin[RECEIVED] = first ? first->seq : place->first;
 	else if (*from_start)
-		begin[RECEIVED] =
-			row->count[RECEIVED] ? row->borders[RECEIVED][0].seq : record->context.received_seq - FAR_BACK;
+		begin[RECEIVED] = first ? first->seq : record->context.received_seq - FAR_BACK;
 }
 
 /*
@@ -281,7 +280,8 @@ static int learn(const struct table *table, struct place *place, struct contexts
 	return used || (known && row->shared);
 }
 
-static void see(struct request *request, const struct tcpio_record *record, const struct span *span)
+static inline __attribute__((always_inline)) void see(struct request *request, const struct tcpio_record *record,
+						      const struct span *span)
 {
 	__u64 now_ns = record->time_ns, since_ns = request->last_ns;
 	int direction = record->packet.direction;
@@ -296,8 +296,9 @@ static void see(struct request *request, const struct tcpio_record *record, cons
 		request->retransmits += segments;
 	if (record->packet.payload_bytes) {
 		/* What the other end had sent before it heard of the request answers nothing. */
-		if (!request->first_ns[direction] &&
-		    (!request->first_ns[!direction] || before(request->begin[!direction], record->packet.ack))) {
+		if (!(request->begun >> direction & 1) &&
+		    (!request->begun || before(request->begin[!direction], record->packet.ack))) {
+			request->begun |= (__u8)(1 << direction);
 			request->first_ns[direction] = now_ns;
 			if (request->unplaced && direction == RECEIVED)
 				request->begin[direction] = request->end[direction] = span->from;
@@ -315,23 +316,22 @@ static void see(struct request *request, const struct tcpio_record *record, cons
 static void acknowledge(struct request *requests, const struct place *place, const struct contexts *row,
 			const struct tcpio_record *record)
 {
-	int direction = !record->packet.direction, at;
-	__u32 ack = record->packet.ack;
+	int direction = !record->packet.direction;
+	__u32 ack = record->packet.ack, age;
 	struct request *request;
 
 	if (!(record->packet.flags & FLAG_ACK) || record->packet.flags & (FLAG_SYN | FLAG_RST))
 		return;
 	if (place->finished >> direction & 1 && ack == place->fin[direction])
 		ack--; /* the FIN is nobody's */
-	at = border_of(row, direction, ack - 1);
-	if (at < 0)
+	age = border_of(row, direction, ack - 1);
+	if (age == row->count[direction])
 		return;
-	request = &requests[row->borders[direction][at].number];
+	request = &requests[row->borders[age][direction].number];
 	if (!before(request->acked[direction], ack) && !(request->unplaced && direction == RECEIVED))
 		return;
 	request->acked[direction] = ack;
-	if (direction == SENT)
-		request->acked_ns = record->time_ns;
+	request->acked_ns[direction] = record->time_ns;
 }
 
 /* Numbers of contexts by packet, and, for those that reach over several, which these are. */
@@ -340,44 +340,56 @@ struct joined {
 	__s32 *spans;	     /* 1 + the place in `sets`; 0: no more than one */
 	__s64 (*sets)[KEPT]; /* oldest first, then -1 */
 	__u64 found;	     /* sets */
+	__u64 joined;	     /* packets of which anything is known */
 };
 
-/* Whose a packet is whose context is decided. */
-static void join(const struct table *table, const struct contexts *row, const struct tcpio_record *record,
-		 const struct span *span, struct joined *joined, size_t at)
+/* A packet reaches from the border of age `first`, or from before all of them, to that of age `last`. */
+static __attribute__((noinline)) void join_several(const struct table *table, const struct contexts *row,
+						   const struct tcpio_record *record, const struct span *span,
+						   __u32 first, __u32 last, struct joined *joined, size_t at)
 {
-	int first, last;
+	__u32 from = first < row->count[span->direction] ? first : row->count[span->direction] - 1;
+	__s64 *set = joined->sets[joined->found++];
 
-	joined->numbers[at] = NUMBER_NONE;
-	joined->spans[at] = 0;
+	for (int i = 0; i < KEPT; i++)
+		set[i] = -1;
+	joined->numbers[at] = row->borders[from][span->direction].number;
+	joined->spans[at] = (__s32)joined->found;
+	for (__u32 age = from + 1; age-- > last;) {
+		const struct border *one = &row->borders[age][span->direction];
+		struct span part = *span;
+
+		if (age < first && before(part.from, one->seq))
+			part.from = one->seq;
+		if (age > last)
+			part.to = row->borders[age - 1][span->direction].seq;
+		*set++ = one->number;
+		if (one->number >= NUMBER_FIRST)
+			see(&table->requests[one->number], record, &part);
+	}
+}
+
+/* Whose a packet is whose context is decided; where nobody's, nothing is written. */
+static inline __attribute__((always_inline)) void join(const struct table *table, const struct contexts *row,
+						       const struct tcpio_record *record, const struct span *span,
+						       struct joined *joined, size_t at)
+{
+	__u32 first, last;
+
 	if (!row || span->direction < 0)
 		return;
 	first = border_of(row, span->direction, span->from);
-	last = border_of(row, span->direction, span->to - 1);
-	if (last < 0)
+	last = first ? border_of(row, span->direction, span->to - 1) : 0;
+	if (last == row->count[span->direction])
 		return;
+	joined->joined++;
 	if (first == last) {
-		joined->numbers[at] = row->borders[span->direction][last].number;
+		joined->numbers[at] = row->borders[last][span->direction].number;
 		if (joined->numbers[at] >= NUMBER_FIRST)
 			see(&table->requests[joined->numbers[at]], record, span);
 		return;
 	}
-	for (int i = 0; i < KEPT; i++)
-		joined->sets[joined->found][i] = -1;
-	joined->spans[at] = (__s32)(joined->found + 1);
-	for (int border = last, place = last - (first < 0 ? 0 : first); place >= 0; border--, place--) {
-		const struct border *one = &row->borders[span->direction][border];
-		struct span part = *span;
-
-		if (border > first && before(part.from, one->seq))
-			part.from = one->seq;
-		if (border < last)
-			part.to = one[1].seq;
-		joined->numbers[at] = joined->sets[joined->found][place] = one->number;
-		if (one->number >= NUMBER_FIRST)
-			see(&table->requests[one->number], record, &part);
-	}
-	joined->found++;
+	join_several(table, row, record, span, first, last, joined, at);
 }
 
 /* The call of tcpio_follow that is under way. */
@@ -435,39 +447,68 @@ static void settle_waiting(struct following *following, struct place *place)
 	}
 }
 
-/* Notes how far a connection has come; true when it is clear now that what it receives gets no context later. */
-static int advance(struct place *place, struct contexts *row, const struct tcpio_record *record)
+static inline void finish(struct place *place, const struct tcpio_record *record)
 {
-	__u32 end = record->packet.seq + record->packet.payload_bytes;
 	int direction = record->packet.direction;
 
-	if (record->packet.flags & FLAG_FIN) {
-		place->fin[direction] = end + 1;
-		place->finished |= (__u8)(1 << direction);
-	}
-	if (!record->packet.payload_bytes)
-		return 0;
-	if (direction == SENT && (!place->sending || before(place->high, end))) {
-		place->high = end;
-		place->answer_before = !place->sending || place->answer != record->packet.ack
-					       ? place->sending ? place->answer : record->packet.ack
-					       : place->answer_before;
-		place->answer = record->packet.ack;
-		place->sending = 1;
+	place->fin[direction] = record->packet.seq + record->packet.payload_bytes + 1;
+	place->finished |= (__u8)(1 << direction);
+}
+
+/* Notes how far data has come; true when it is new and was sent. No branch asks for the direction: it cannot be
+ * foretold. */
+static inline int advance(struct place *place, const struct tcpio_record *record)
+{
+	__u32 seq = record->packet.seq, ack = record->packet.ack, end = seq + record->packet.payload_bytes;
+	__u8 data = record->packet.payload_bytes != 0, sent = data & (record->packet.direction == SENT);
+	__u8 fresh = sent & (!place->sending | before(place->high, end));
+	__u8 answers = fresh & (!place->sending | (place->answer != ack));
+	__u8 received = data & !sent, lower = received & (!place->receiving | before(seq, place->first));
+
+	place->answer_before = answers ? place->sending ? place->answer : ack : place->answer_before;
+	place->answer = fresh ? ack : place->answer;
+	place->high = fresh ? end : place->high;
+	place->first = lower ? seq : place->first;
+	place->sending |= sent;
+	place->receiving |= received;
+	return fresh;
+}
+
+/* The same for a connection that may get its contexts late; true when it is clear now that it will not. */
+static int await(struct place *place, struct contexts *row, const struct tcpio_record *record, int fresh)
+{
+	__u32 bytes = record->packet.payload_bytes, end = record->packet.seq + bytes;
+
+	if (fresh) {
 		place->turns += place->unanswered && place->turns < PATIENT_TURNS;
 		place->unanswered = 0;
 	}
-	if (direction == SENT)
+	if (record->packet.direction == SENT)
 		return place->answers == ANSWERS_PERHAPS && place->turns >= PATIENT_TURNS;
-	if (!place->receiving || before(record->packet.seq, place->first))
-		place->first = record->packet.seq;
-	place->receiving = 1;
-	place->unanswered += record->packet.payload_bytes;
+	place->unanswered += bytes;
 	/* Until it answers, all that a server receives belongs to what it is asked. */
 	if (place->answers == ANSWERS_LATE && row && row->count[SENT] && before(row->known, end) &&
 	    !(place->sending && before(newest(row, SENT)->seq, place->high)))
 		row->known = end;
 	return place->answers == ANSWERS_PERHAPS && place->unanswered > PATIENT_BYTES;
+}
+
+/* How many records ahead a table is asked for what they take of it, so that it has come when their turn does. */
+enum { AHEAD_PLACE = 24, AHEAD_ROW = 16, AHEAD_REQUEST = 8 };
+
+static inline void fetch_ahead(const struct table *table, const __s64 *slots)
+{
+	__s64 place = slots[AHEAD_PLACE], row = slots[AHEAD_ROW], request = slots[AHEAD_REQUEST];
+
+	if ((place | row | request) < 0)
+		return;
+	__builtin_prefetch(&table->places[place], 1);
+	row = table->places[row].row;
+	request = table->places[request].row;
+	if (row >= 0)
+		__builtin_prefetch(&table->rows[row], 1);
+	if (request >= 0)
+		__builtin_prefetch(&table->requests[table->rows[request].borders[0][SENT].number].last_ns, 1);
 }
 
 /* What Python passes besides the records: rows and numbers that are free, and room for what there is to say. */
@@ -483,6 +524,20 @@ struct exchange {
 	__u64 pass;
 };
 
+static void follow_context(struct following *following, struct exchange *exchange, struct place *place,
+			   const struct tcpio_record *record, __s64 slot, size_t context)
+{
+	const struct table *table = following->table;
+
+	if (place->row < 0) {
+		place->row = exchange->free_rows[exchange->rows_used++];
+		memset(&table->rows[place->row], 0, sizeof(struct contexts));
+	}
+	exchange->taken[context] =
+		(__u8)learn(table, place, &table->rows[place->row], record, slot, exchange->numbers[context]);
+	settle_waiting(following, place);
+}
+
 /*
  * Follows records in time order, and joins packets as it goes. The first `waiting` of them are packets that it was
  * given before and that still wait.
@@ -496,61 +551,61 @@ void tcpio_follow(const struct table *table, const struct tcpio_record *records,
 				       .next = exchange->next,
 				       .waits = exchange->waits,
 				       .pass = (__u32)exchange->pass };
+	const struct table tables = *table; /* so that it is not read again and again */
+	const __u8 *apart = exchange->apart;
 	size_t context = 0;
 
+	memset(exchange->waits, 0, count);
+	memset(exchange->joined.numbers, 0, count * sizeof(*exchange->joined.numbers)); /* NUMBER_NONE */
+	memset(exchange->joined.spans, 0, count * sizeof(*exchange->joined.spans));
 	for (size_t i = 0; i < count; i++) {
 		const struct tcpio_record *record = &records[i];
 		__s64 slot = slots[i];
 		struct contexts *row;
 		struct place *place;
 		struct span span;
+		int fresh;
 
-		exchange->waits[i] = 0;
-		exchange->joined.numbers[i] = NUMBER_NONE;
-		exchange->joined.spans[i] = 0;
+		if (i + AHEAD_PLACE < count)
+			fetch_ahead(&tables, &slots[i]);
 		if (slot < 0) {
 			if (record->kind == TCPIO_CONTEXT)
 				exchange->taken[context++] = 0;
 			continue;
 		}
-		place = &table->places[slot];
+		place = &tables.places[slot];
 		if (i < waiting) {
 			wait_for(&following, place, i);
 			continue;
 		}
-		if (record->kind == TCPIO_CONTEXT) {
-			if (place->row < 0) {
-				place->row = exchange->free_rows[exchange->rows_used++];
-				memset(&table->rows[place->row], 0, sizeof(struct contexts));
-			}
-			exchange->taken[context] = (__u8)learn(table, place, &table->rows[place->row], record, slot,
-							       exchange->numbers[context]);
-			context++;
-			settle_waiting(&following, place);
+		if (record->kind != TCPIO_PACKET) {
+			if (record->kind == TCPIO_CONTEXT)
+				follow_context(&following, exchange, place, record, slot, context++);
 			continue;
 		}
-		if (record->kind != TCPIO_PACKET)
-			continue;
-		row = row_of(table, place);
+		row = row_of(&tables, place);
 		if (row && record->packet.contexts && (__s16)(record->packet.contexts - row->serial) > 0) {
 			lose_track(table, row, record);
 			exchange->lost++;
 		}
-		if (advance(place, row, record)) {
+		if (record->packet.flags & FLAG_FIN)
+			finish(place, record);
+		fresh = advance(place, record);
+		if (place->answers && record->packet.payload_bytes && await(place, row, record, fresh)) {
 			place->answers = ANSWERS_NEVER;
 			settle_waiting(&following, place);
 		}
 		if (!row && !place->answers)
 			continue;
 		if (row)
-			acknowledge(table->requests, place, row, record);
-		if (exchange->apart && exchange->apart[i])
+			acknowledge(tables.requests, place, row, record);
+		if (apart && apart[i])
 			continue;
 		span = span_of(place, record);
 		if (undecided(place, row, &span))
 			wait_for(&following, place, i);
 		else
-			join(table, row, record, &span, &exchange->joined, i);
+			join(&tables, row, record, &span, &exchange->joined, i);
 	}
 }
 
@@ -563,16 +618,25 @@ void tcpio_join(const struct table *table, const struct tcpio_record *records, c
 		const struct contexts *row = row_of(table, place);
 		struct span span = span_of(place, &records[i]);
 
+		joined->numbers[i] = NUMBER_NONE;
+		joined->spans[i] = 0;
 		if (undecided(place, row, &span))
 			row = NULL;
 		join(table, row, &records[i], &span, joined, i);
 	}
 }
 
-/* The sizes of the structures that Python lays out too. */
-void tcpio_context_sizes(__s64 *sizes)
+/* The structures that Python lays out too: their sizes, and where some of what is far behind stands in them. */
+void tcpio_context_layout(__s64 *layout)
 {
-	sizes[0] = sizeof(struct place);
-	sizes[1] = sizeof(struct contexts);
-	sizes[2] = sizeof(struct request);
+	layout[0] = sizeof(struct place);
+	layout[1] = sizeof(struct contexts);
+	layout[2] = sizeof(struct request);
+	layout[3] = sizeof(struct joined);
+	layout[4] = sizeof(struct exchange);
+	layout[5] = offsetof(struct place, last_waiting);
+	layout[6] = offsetof(struct contexts, borders);
+	layout[7] = offsetof(struct request, state);
+	layout[8] = offsetof(struct request, last_ns);
+	layout[9] = offsetof(struct request, unplaced);
 }

@@ -58,15 +58,18 @@ struct border {
 	__u8 reserved;
 };
 
-/* By row: the contexts of one connection, oldest first, by direction. */
+/* Where a packet is looked up at random, what it takes of a table lies in one of these. */
+enum { CACHE_LINE_BYTES = 64 };
+
+/* By row: the contexts of one connection, by age, so the newest first. */
 struct contexts {
-	struct border borders[DIRECTIONS][KEPT];
 	__u32 count[DIRECTIONS];
 	__u32 known; /* up to here it is certain that what was received belongs to the newest context */
 	__u16 serial;
 	__u8 shared; /* it has served several at a time */
 	__u8 reserved;
-};
+	struct border borders[KEPT][DIRECTIONS];
+} __attribute__((aligned(CACHE_LINE_BYTES)));
 
 /* By number: one context, and what was seen of it. Times are nanoseconds on the records' clock. */
 struct request {
@@ -76,22 +79,24 @@ struct request {
 	__u64 born;
 	__u64 began_ns;		    /* when it was reported */
 	__u64 superseded_ns;	    /* when another came; 0: it is the newest */
-	__u64 first_ns[DIRECTIONS]; /* of its first byte; 0: none yet */
-	__u64 last_ns;		    /* of its last packet */
-	__u64 acked_ns;		    /* when its bytes sent were acknowledged, as far as they are */
-	__u64 gap_ns;		    /* the longest time without a packet of it */
+	__u64 first_ns[DIRECTIONS]; /* of its first byte, where one was seen */
+	__u64 acked_ns[DIRECTIONS]; /* when its bytes were acknowledged, as far as they are; 0: none of them */
+	__u32 begin[DIRECTIONS];    /* sequence numbers */
+	__u8 origin;
+	__u8 marks;   /* enum tcpio_context_mark */
+	__u8 borders; /* how many name it */
+	__u8 state;   /* of Python */
+	/* What every packet changes. */
+	__u64 last_ns __attribute__((aligned(CACHE_LINE_BYTES))); /* of its last packet */
+	__u64 gap_ns;						  /* the longest time without a packet of it */
 	__u64 payload[DIRECTIONS];
-	__u64 packets[DIRECTIONS];
-	__u32 begin[DIRECTIONS]; /* sequence numbers */
-	__u32 end[DIRECTIONS];	 /* one past the highest seen */
+	__u32 packets[DIRECTIONS];
+	__u32 end[DIRECTIONS];	 /* one past the highest sequence number seen */
 	__u32 acked[DIRECTIONS]; /* the highest acknowledgement of each direction's bytes */
 	__u32 retransmits;	 /* segments */
-	__u8 origin;
-	__u8 marks;    /* enum tcpio_context_mark */
-	__u8 borders;  /* how many name it */
-	__u8 state;    /* of Python */
+	__u8 begun;		 /* bits by direction: its first byte was seen */
 	__u8 unplaced; /* where it begins in what is received is not known: with the first byte that is seen of it */
-	__u8 reserved[3];
+	__u16 reserved;
 };
 
 static inline int before(__u32 one, __u32 other)

@@ -34,12 +34,14 @@ Records = NDArray[np.void]
 Slots = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-KEPT = 8
+KEPT, CACHE_LINE_BYTES = 8, 64
 LINKS = 128
 """Contexts that a connection's span links to; more are counted."""
 
 LISTENERS = 4096
 """Listeners that are remembered, for tagging what they accept or for not doing so."""
+
+_NONE = np.empty(0, np.int64)
 
 _NEVER, _LATE, _PERHAPS = range(3)
 """`enum answers` of contexts.h: whether what a connection receives gets its context later."""
@@ -63,18 +65,18 @@ _BORDER = np.dtype(
 )
 _ROW = np.dtype(
     [
-        ("borders", _BORDER, (2, KEPT)), ("count", "<u4", 2), ("known", "<u4"), ("serial", "<u2"), ("shared", "u1"),
-        ("reserved", "u1"),
+        ("count", "<u4", 2), ("known", "<u4"), ("serial", "<u2"), ("shared", "u1"), ("reserved", "u1"),
+        ("borders", _BORDER, (KEPT, 2)), ("pad", "u1", 48),
     ],
     align=True,
 )  # fmt: skip
 REQUEST = np.dtype(
     [
         ("trace_id", "V16"), ("span_id", "V8"), ("slot", "<i8"), ("born", "<u8"), ("began_ns", "<u8"),
-        ("superseded_ns", "<u8"), ("first_ns", "<u8", 2), ("last_ns", "<u8"), ("acked_ns", "<u8"), ("gap_ns", "<u8"),
-        ("payload", "<u8", 2), ("packets", "<u8", 2), ("begin", "<u4", 2), ("end", "<u4", 2), ("acked", "<u4", 2),
-        ("retransmits", "<u4"), ("origin", "u1"), ("marks", "u1"), ("borders", "u1"), ("state", "u1"),
-        ("unplaced", "u1"), ("reserved", "u1", 3),
+        ("superseded_ns", "<u8"), ("first_ns", "<u8", 2), ("acked_ns", "<u8", 2), ("begin", "<u4", 2),
+        ("origin", "u1"), ("marks", "u1"), ("borders", "u1"), ("state", "u1"), ("pad", "u1", 28),
+        ("last_ns", "<u8"), ("gap_ns", "<u8"), ("payload", "<u8", 2), ("packets", "<u4", 2), ("end", "<u4", 2),
+        ("acked", "<u4", 2), ("retransmits", "<u4"), ("begun", "u1"), ("unplaced", "u1"), ("reserved", "<u2"),
     ],
     align=True,
 )  # fmt: skip
@@ -97,7 +99,10 @@ class _Table(ctypes.Structure):
 class _Joined(ctypes.Structure):
     """`struct joined`."""
 
-    _fields_ = (("numbers", c_void_p), ("spans", c_void_p), ("sets", c_void_p), ("found", c_uint64))
+    _fields_ = (
+        *((name, c_void_p) for name in ("numbers", "spans", "sets")),
+        *((name, c_uint64) for name in ("found", "joined")),
+    )
 
 
 class _Exchange(ctypes.Structure):
@@ -114,10 +119,17 @@ class _Exchange(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Followed:
-    """What became of packets: whether each still waits for its context (bool, shape (n,)), and what others have."""
+    """What became of packets: whether each still waits for its context (bool, shape (n,)), and what others have.
+
+    `contexts` is None where none has any.
+    """
 
     waits: Mask
-    contexts: Contexts
+    contexts: Contexts | None
+
+    def part(self, rows: slice) -> "Followed":
+        """What became of some of them, side by side."""
+        return Followed(self.waits[rows], self.contexts.part(rows) if self.contexts else None)
 
 
 _LINK = np.dtype([(name, REQUEST[name]) for name in (
@@ -149,10 +161,10 @@ class ContextTable:
 
     def __init__(self, *, quiet_ns: int, late: bool = True) -> None:
         self._quiet_ns, self._late = quiet_ns, late
-        self._places = np.zeros(0, _PLACE)
-        self._rows = np.zeros(64, _ROW)
+        self._places = _lines(0, _PLACE)
+        self._rows = _lines(64, _ROW)
         self._free_rows = np.arange(len(self._rows), dtype=np.int32)
-        self._requests = np.zeros(256, REQUEST)
+        self._requests = _lines(256, REQUEST)
         self._free = np.arange(FIRST_CONTEXT, len(self._requests), dtype=np.int32)
         self._flows: Records = np.zeros(0, FLOW)
         self._served: dict[int, _Served] = {}  # by the life of a connection
@@ -189,12 +201,13 @@ class ContextTable:
         Returns:
             What became of those that waited, and of the packets of the batch behind them; good until the next call.
         """
-        plain = batch.is_packet.all()
-        contexts = np.empty(0, np.int64) if plain else np.flatnonzero(batch.records["kind"] == Kind.CONTEXT)
+        plain = len(batch.packets) == len(batch)
+        contexts = _NONE if plain else np.flatnonzero(batch.records["kind"] == Kind.CONTEXT)
         self._fit(flows)
         if births:
             self._begin(births)
-        self._reserve(len(contexts))
+        if len(contexts):
+            self._reserve(len(contexts))
         ahead = len(waiting[0]) if waiting else 0
         records, all_slots = np.ascontiguousarray(batch.records), slots
         if waiting:
@@ -210,21 +223,25 @@ class ContextTable:
         room = self._room
         self._passes = (self._passes + 1) % (1 << 32)
         exchange = _Exchange(
-            self._free.ctypes.data, taken.ctypes.data, self._free_rows.ctypes.data, room.next.ctypes.data,
-            room.waits.ctypes.data, None if skipped is None else skipped.ctypes.data, room.joined(), 0, 0, self._passes,
+            self._free.ctypes.data, taken.ctypes.data, self._free_rows.ctypes.data, *room.scratch,
+            None if skipped is None else skipped.ctypes.data, room.joined(), 0, 0, self._passes,
         )  # fmt: skip
-        native.library.tcpio_follow(ctypes.byref(self._table), records, all_slots, count, ahead, ctypes.byref(exchange))
-        self._free_rows = self._free_rows[exchange.rows_used :]
+        native.library.tcpio_follow(
+            ctypes.byref(self._table), _address(records, RECORD), _address(all_slots, np.dtype(np.int64)), count,
+            ahead, ctypes.byref(exchange),
+        )  # fmt: skip
         self.lost += exchange.lost
         if len(contexts):
+            self._free_rows = self._free_rows[exchange.rows_used :]
             self._take(taken)
             self._remember_listeners(batch.records[contexts], slots[contexts])
         self._sweep(batch)
-        found, waits = self._contexts(room, exchange.joined.found, count), room.waits[:count]
+        waits = room.waits[:count]
+        found = self._contexts(room, exchange.joined, count)
         if plain:
             return Followed(waits, found)
         packets = np.concatenate([np.ones(ahead, np.bool_), batch.is_packet])
-        return Followed(waits[packets], found.where(packets))
+        return Followed(waits[packets], found.where(packets) if found else None)
 
     def _begin(self, births: Sequence[Birth]) -> None:
         """Slots are other connections' now."""
@@ -238,39 +255,46 @@ class ContextTable:
         ]
         self._places[slots] = fresh
 
-    def _contexts(self, room: "_Room", found: int, count: int) -> Contexts:
+    def _contexts(self, room: "_Room", joined: _Joined, count: int) -> Contexts | None:
         """What C has found, with the ids of the sets."""
+        if not joined.joined:
+            return None
         ids = self._requests
         named = tuple(
             tuple((ids["trace_id"][number].tobytes(), ids["span_id"][number].tobytes())
                   for number in row if number >= FIRST_CONTEXT)
-            for row in room.sets[:found].tolist()
+            for row in room.sets[: joined.found].tolist()
         )  # fmt: skip
         return Contexts(room.numbers[:count], room.spans[:count], named, ids)
 
     def _fit(self, flows: Records) -> None:
-        if len(flows) > len(self._places):
-            grown = np.zeros(len(flows), _PLACE)
-            grown["row"] = -1
-            grown[: len(self._places)] = self._places
-            self._places = grown
-        self._flows = flows
-        table = self._table
-        table.places, table.rows = self._places.ctypes.data, self._rows.ctypes.data
-        table.requests, table.flows = self._requests.ctypes.data, flows.ctypes.data
-        table.flow_stride = flows.strides[0]
+        """Make room for every slot."""
+        if flows is self._flows:
+            return
+        self._flows, known = flows, len(self._places)
+        if len(flows) > known:
+            self._places = _grown(self._places, len(flows))
+            self._places["row"][known:] = -1
+        self._point()
 
     def _reserve(self, contexts: int) -> None:
         """Make room for so many contexts, and as many connections that had none."""
         while contexts > len(self._free):
             size = len(self._requests)
-            self._requests = np.concatenate([self._requests, np.zeros(size, REQUEST)])
+            self._requests = _grown(self._requests, 2 * size)
             self._free = np.concatenate([self._free, np.arange(size, 2 * size, dtype=np.int32)])
         while contexts > len(self._free_rows):
             size = len(self._rows)
-            self._rows = np.concatenate([self._rows, np.zeros(size, _ROW)])
+            self._rows = _grown(self._rows, 2 * size)
             self._free_rows = np.concatenate([self._free_rows, np.arange(size, 2 * size, dtype=np.int32)])
-        self._fit(self._flows)
+        self._point()
+
+    def _point(self) -> None:
+        """Tell C where the tables lie."""
+        table = self._table
+        table.places, table.rows = self._places.ctypes.data, self._rows.ctypes.data
+        table.requests, table.flows = self._requests.ctypes.data, self._flows.ctypes.data
+        table.flow_stride = self._flows.strides[0]
 
     def _take(self, taken: Mask) -> None:
         numbers = self._free[: len(taken)]
@@ -288,7 +312,7 @@ class ContextTable:
         rows = self._places["row"][slots]
         for row in self._rows[rows]:
             for direction in (_RECEIVE, _TRANSMIT):
-                numbers = row["borders"][direction][: row["count"][direction]]["number"]
+                numbers = row["borders"][: row["count"][direction], direction]["number"]
                 np.subtract.at(self._requests["borders"], numbers[numbers >= FIRST_CONTEXT], 1)
         for born in self._places["born"][slots].tolist():
             self._served.pop(born, None)
@@ -316,8 +340,8 @@ class ContextTable:
         for netns, port in listeners:
             self._remember(netns, port, _NEVER)
 
-    def join(self, records: Records, slots: Slots) -> Contexts:
-        """The contexts of packets that were left apart, now that nothing else keeps them.
+    def join(self, records: Records, slots: Slots) -> Contexts | None:
+        """The contexts of packets that were left apart, now that nothing else keeps them; None: none has any.
 
         Args:
             records: packets (dtype RECORD, shape (n,)), each given once.
@@ -328,7 +352,7 @@ class ContextTable:
         native.library.tcpio_join(
             ctypes.byref(self._table), np.ascontiguousarray(records), slots, len(records), ctypes.byref(joined)
         )
-        return self._contexts(room, joined.found, len(records))
+        return self._contexts(room, joined, len(records))
 
     # Ends.
 
@@ -405,6 +429,30 @@ class ContextTable:
         return links, found.dropped + len(distinct) - len(links)
 
 
+def _address(array: NDArray[Any], dtype: np.dtype[Any]) -> int:
+    """Where an array lies that C takes for one of `dtype`; ctypes' own check of that takes as long as many records do.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if (array.dtype is not dtype and array.dtype != dtype) or not array.flags.c_contiguous:
+        raise TypeError(f"not a contiguous array of {dtype}: {array.dtype}, strides {array.strides}")
+    return array.ctypes.data
+
+
+def _lines(count: int, dtype: np.dtype[np.void]) -> Records:
+    """So many rows of zeros, the first at the start of a cache line; so are the others, by the size of their dtype."""
+    memory = np.zeros(count * dtype.itemsize + CACHE_LINE_BYTES, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE_BYTES
+    return memory[start : start + count * dtype.itemsize].view(dtype)
+
+
+def _grown(rows: Records, count: int) -> Records:
+    grown = _lines(count, rows.dtype)
+    grown[: len(rows)] = rows
+    return grown
+
+
 class _Room:
     """Room for what there is to say of so many packets; used again, as fresh pages cost more than their contents."""
 
@@ -412,13 +460,15 @@ class _Room:
         self.numbers, self.spans = np.empty(count, np.int64), np.empty(count, np.int32)
         self.sets = np.empty((count, KEPT), np.int64)
         self.waits, self.next = np.empty(count, np.bool_), np.empty(count, np.int32)
+        self.scratch = self.next.ctypes.data, self.waits.ctypes.data
+        self._joined = self.numbers.ctypes.data, self.spans.ctypes.data, self.sets.ctypes.data
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def joined(self) -> _Joined:
         """The part that C calls `struct joined`."""
-        return _Joined(self.numbers.ctypes.data, self.spans.ctypes.data, self.sets.ctypes.data, 0)
+        return _Joined(*self._joined, 0, 0)
 
 
 def _links_of(requests: Records) -> Records:
@@ -455,7 +505,7 @@ def _request(request: Any, offset_ns: int) -> Request:
         slot=int(request["slot"]),
         first_sent_ns=time(first_ns[_TRANSMIT]),
         first_received_ns=time(first_ns[_RECEIVE]),
-        last_acked_ns=time(request["acked_ns"]),
+        last_acked_ns=time(request["acked_ns"][_TRANSMIT]),
         bytes_sent=int(payload[_TRANSMIT]),
         bytes_received=int(payload[_RECEIVE]),
         packets_sent=int(packets[_TRANSMIT]),

@@ -173,6 +173,8 @@ size_t tcpio_encode_logs(const struct words *words, const struct tcpio_record *r
 		if (i + AHEAD < count) {
 			prefetch(&words->text, (size_t)rows[i + AHEAD]);
 			prefetch(&words->attributes, (size_t)rows[i + AHEAD]);
+			if (contexts)
+				__builtin_prefetch(ids + (size_t)contexts[i + AHEAD] * stride);
 		}
 		if (reason && !words->drops.lengths[reason])
 			return i;

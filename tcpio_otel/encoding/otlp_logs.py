@@ -109,9 +109,11 @@ class PacketLogEncoder:
         contexts, sharing = packets.contexts, None
         numbers: NDArray[np.int64] | None = None
         if contexts:
-            made = _sharing_rows(contexts.sets) if contexts.sets else _SHARING
-            native.point(words.sharing, *made)
-            sharing = np.where(contexts.spans > 0, contexts.spans + 1, contexts.numbers == INTERLEAVED).astype(np.int64)
+            interleaved = contexts.numbers == INTERLEAVED
+            if contexts.sets or interleaved.any():
+                made = _sharing_rows(contexts.sets) if contexts.sets else _SHARING
+                native.point(words.sharing, *made)
+                sharing = np.where(contexts.spans > 0, contexts.spans + 1, interleaved).astype(np.int64)
             numbers = np.ascontiguousarray(contexts.numbers)
         longest = _OWN_BYTES + sum(getattr(words, name).width for name in _WORDS)
         out = self._buffer.room(base + count * longest, base)

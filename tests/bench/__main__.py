@@ -37,6 +37,7 @@ from tests.bench import probe
 BATCH = 8192
 CONNECTIONS = 1000
 WHOLE, SDK = "drained batch to encoded bytes", "OpenTelemetry SDK: emit to bytes"
+OUTSIDE, INSIDE = "correlation, no packet in context", "correlation, every packet in one"
 ENVELOPE = ProtobufEnvelope(b"")
 
 
@@ -76,16 +77,32 @@ def established(records: np.ndarray) -> ConnectionTable:
     return table
 
 
-def in_contexts(records: np.ndarray, table: ConnectionTable) -> ContextTable:
-    """Contexts of the connections of `records`, each with one under way in both directions."""
+def in_order(records: np.ndarray, slots: np.ndarray) -> None:
+    """Number the bytes of each connection as its ends do: what follows, follows."""
+    at = {slot: [1, 1] for slot in np.unique(slots).tolist()}
+    numbers = []
+    for slot, direction, payload in zip(
+        slots.tolist(), records["direction"].tolist(), records["payload_bytes"].tolist(), strict=True
+    ):
+        sent = at[slot]
+        numbers.append((sent[direction], sent[1 - direction]))
+        sent[direction] += payload
+    records["seq"], records["ack"] = np.array(numbers).T
+
+
+def contexts_of(records: np.ndarray, table: ConnectionTable, *, begun: bool) -> ContextTable:
+    """What follows the contexts of the connections of `records`: each has one under way, or none ever had one."""
     contexts = ContextTable(quiet_ns=10**18)
+    if not begun:
+        return contexts
     _, first = np.unique(np.stack([records["local_port"], records["peer_port"]]), axis=1, return_index=True)
-    begun = records.view("V160")[first].copy().view(RECORD)
-    begun["kind"], begun["origin"], begun["serial"] = Kind.CONTEXT, Origin.TRACEPARENT, 1
-    begun["trace_id"] = np.arange(16 * len(begun), dtype=np.uint8).reshape(len(begun), 16).view("V16").ravel()
-    begun["span_id"] = np.frombuffer(b"spanspan", "V8")[0]
-    begun["sent_seq"] = begun["received_seq"] = 1
-    batch = Batch(begun, 0, 0, 0)
+    beginnings = records.view("V160")[first].copy().view(RECORD)
+    beginnings["kind"], beginnings["origin"], beginnings["serial"] = Kind.CONTEXT, Origin.TRACEPARENT, 1
+    ids = np.arange(16 * len(beginnings), dtype=np.uint8)
+    beginnings["trace_id"] = ids.reshape(len(beginnings), 16).view("V16").ravel()
+    beginnings["span_id"] = np.frombuffer(b"spanspan", "V8")[0]
+    beginnings["sent_seq"] = beginnings["received_seq"] = 1
+    batch = Batch(beginnings, 0, 0, 0)
     table.update(batch)
     contexts.follow(batch, table.record_slots, table.flows, table.births)
     return contexts
@@ -131,6 +148,20 @@ class Sdk:
         self._provider.force_flush()
 
 
+def correlated(records: np.ndarray, *, begun: bool) -> Callable[[slice], Items]:
+    """From a drained batch to encoded bytes, with what correlation does in between."""
+    table, encoder = established(records), PacketLogEncoder({})
+    contexts = contexts_of(records, table, begun=begun)
+
+    def work(part: slice) -> Items:
+        batch = Batch(records[part], 0, 0, 0)
+        slots, _ = table.update(batch)
+        found = contexts.follow(batch, table.record_slots, table.flows, table.births).contexts
+        return encoder.encode(Packets(records[part], slots, table.flows, 0, 1, found))
+
+    return work
+
+
 Stage = tuple[Callable[[], object], int]
 """Work, and how many records it is about."""
 
@@ -142,10 +173,12 @@ def stages() -> dict[str, Stage]:
     records["flags"] &= ~np.uint8(Flag.SYN | Flag.FIN | Flag.RST)
     records["flags"] |= np.uint8(Flag.ACK)
     records["marks"] = 0
+    in_order(records, slots)
     parts = [slice(start, start + BATCH) for start in range(0, len(records), BATCH)]
     table, inlets = established(records), [Inlet(records[part]) for part in parts]
     # An encoder for each: shared, they would make every connection's rows anew at each turn.
     protobuf, following, json_lines = PacketLogEncoder({}), PacketLogEncoder({}), PacketJsonEncoder({})
+    outside, inside = (correlated(records, begun=begun) for begun in (False, True))
     text = PacketTable(time=False, process=False, seq=False)
 
     def each(work: Callable[[slice], object]) -> Stage:
@@ -160,21 +193,6 @@ def stages() -> dict[str, Stage]:
     def whole(part: slice) -> Items:
         return following.encode(Packets(records[part], followed(part), table.flows, 0, 1))
 
-    joined_table = established(records)
-    joining, idle = in_contexts(records, joined_table), ContextTable(quiet_ns=10**18)
-    batches = [Batch(records[part], 0, 0, 0) for part in parts]
-    looked_up = []
-    for batch in batches:
-        joined_table.update(batch)
-        looked_up.append(joined_table.record_slots.copy())
-
-    def joined(contexts: ContextTable) -> Stage:
-        def work() -> None:
-            for batch, slots_of in zip(batches, looked_up, strict=True):
-                contexts.follow(batch, slots_of, joined_table.flows)
-
-        return work, len(records)
-
     def requested(part: slice) -> None:
         items = whole(part)
         batcher = Batcher(Signal.LOGS, ENVELOPE.wrap, max_bytes=1 << 26, max_items=BATCH, max_age_ns=0, packets=True)
@@ -184,11 +202,11 @@ def stages() -> dict[str, Stage]:
     return {
         "drain: parse, merge, copy": (lambda: [inlet.drain() for inlet in inlets], len(records)),
         "connections: look up and count": each(followed),
-        "contexts: none was seen": joined(idle),
-        "contexts: every packet is in one": joined(joining),
         "encode OTLP protobuf": encoded(protobuf),
         WHOLE: each(whole),
         "the same, put into a request": each(requested),
+        OUTSIDE: each(outside),
+        INSIDE: each(inside),
         "encode OTLP/JSON": encoded(json_lines),
         "encode the tcpio table": encoded(text),
         SDK: (Sdk(records[:2000], slots[:2000], flows).run, 2000),
@@ -200,7 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three rounds")
     rounds = 3 if parser.parse_args().quick else 15
-    figures = probe.measure(rounds) if os.geteuid() == 0 else None
+    figures = probe.measure(4 * rounds) if os.geteuid() == 0 else None
     measured = stages()
     taken: dict[str, list[float]] = {name: [] for name in measured}
     for turn in range(rounds + 1):
@@ -216,6 +234,9 @@ def main() -> None:
         print(f"{name:34}{median:10.0f}{min(times):10.0f}{1e9 / median:14,.0f}")
     ratio = statistics.median(taken[SDK]) / statistics.median(taken[WHOLE])
     print(f"{WHOLE}: {ratio:.0f} times the SDK's rate")
+    for name in (OUTSIDE, INSIDE):
+        more = [on - off for on, off in zip(taken[name], taken[WHOLE], strict=True)]
+        print(f"{name}: round by round {probe.middle(more)}")
     print(probe.report(figures) if figures else "the probe's cost was not measured: it takes root")
 
 

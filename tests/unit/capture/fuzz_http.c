@@ -29,15 +29,19 @@
 #define __type(name, value) value *name
 #define __noinline __attribute__((noinline))
 #define barrier() asm volatile("" ::: "memory")
-#define BPF_CORE_READ(from, ...) ((void)(from), read_kernel(#__VA_ARGS__))
+#define BPF_CORE_READ(from, ...) ((void)(from), 0) /* of what this does not test */
 
 #define HEADER_BYTES 52
 #define STREAM_BYTES 16384
 #define REQUESTS 512
 #define REPORTS 1024
 
-struct tcp_sock;
 struct sock;
+struct tcp_sock {
+	uint64_t bytes_sent;
+	uint64_t bytes_received;
+	uint32_t rcv_nxt;
+};
 struct scratch {
 	uint64_t socket;
 };
@@ -65,8 +69,6 @@ static uint64_t now_ns;
 static long bpf_skb_load_bytes(const struct __sk_buff *skb, __u32 offset, void *to, __u32 bytes);
 static void *bpf_sk_storage_get(void *map, void *sk, void *value, __u64 flags);
 static void submit(const struct context *context, void *ring, struct tcpio_record *record);
-
-static uint64_t read_kernel(const char *what);
 
 static struct bpf_sock *bpf_sk_fullsock(struct bpf_sock *sk)
 {
@@ -234,11 +236,12 @@ static struct {
 	size_t host_received;
 } place;
 
-static uint64_t read_kernel(const char *what)
+/* What the kernel knows when a segment comes by. */
+static struct tcp_sock kernels_numbers(void)
 {
-	if (!strcmp(what, "rcv_nxt"))
-		return place.sent ? place.ack : place.seq + (uint32_t)place.delivered;
-	return strcmp(what, "bytes_sent") ? place.host_received : place.host_sent;
+	return (struct tcp_sock){ .bytes_sent = place.host_sent,
+				  .bytes_received = place.host_received,
+				  .rcv_nxt = place.sent ? place.ack : place.seq + (uint32_t)place.delivered };
 }
 
 static void submit(const struct context *context, void *ring, struct tcpio_record *record)
@@ -648,12 +651,14 @@ static void carry(const uint8_t *bytes, size_t count, uint32_t seq, uint32_t ack
 	uint8_t direction = sent ? TCPIO_TRANSMIT : TCPIO_RECEIVE;
 	struct tcpio_headers headers = { .seq = seq, .ack = ack, .header_bytes = HEADER_BYTES };
 	struct __sk_buff skb = { .sk = &sk, .len = (uint32_t)(HEADER_BYTES + count) };
+	struct tcp_sock numbers;
 
 	payload = bytes;
 	payload_bytes = (uint32_t)count;
 	if (sent)
 		place.host_sent += count;
-	if (may_hold_request(&skb, &headers, direction, &socket_owner.stream, NULL))
+	numbers = kernels_numbers();
+	if (may_hold_request(&skb, &headers, direction, &socket_owner.stream, &numbers))
 		read_requests(&skb, &headers, direction, &socket_owner.stream);
 }
 
