@@ -116,6 +116,43 @@ def test_no_crafted_head_gives_wrong_ids(namespace: Namespace, tmp_path: Path) -
     }
 
 
+@pytest.mark.parametrize(("greetings", "expected"), [(2, [OWN, TRACE]), (20, [OWN, OWN])], ids=["short", "long"])
+def test_requests_behind_a_greeting_are_read_once_one_was_answered(
+    namespace: Namespace, tmp_path: Path, greetings: int, expected: list[str | None]
+) -> None:
+    """A proxy's greeting may come first, of 32 segments with data at most: what is longer is no HTTP."""
+    port = PORT + len(CRAFTED) + 1
+    requests = [START + header + "\r\n" for header in (DECOY, TRACEPARENT)]
+    program = f"""
+import socket
+listener = socket.create_server(("127.0.0.1", {port}))
+client = socket.create_connection(("127.0.0.1", {port}))
+server, _ = listener.accept()
+def say(one, other, words):
+    one.sendall(words.encode())
+    assert other.recv(1000) == words.encode()
+for _ in range({greetings}):
+    say(client, server, "hello")
+    say(server, client, "welcome")
+for request in {requests!r}:
+    say(client, server, request)
+    say(server, client, "HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
+"""
+    with agent(tmp_path, "run", "--otlp-file", "out", "--port", str(port)) as running:
+        namespace.run(sys.executable, "-c", program)
+        assert running.stop() == 0
+    records = [record for record in logs_with_ids(tmp_path / "out") if record["eventName"] == "tcp.packet"]
+    for side, direction in (("peer", "transmit"), ("local", "receive")):
+        traces = [
+            record["traceId"] if not record["traceId"].startswith(record["tcp.connection.id"]) else OWN
+            for record in records
+            if record[f"network.{side}.port"] == port
+            and record["network.io.direction"] == direction
+            and record["tcp.payload.size"] > len("hello")
+        ]
+        assert traces == expected, direction
+
+
 def test_heads_are_not_read_where_nobody_wants_them(namespace: Namespace, tmp_path: Path) -> None:
     """One switch: packets then have their connection's ids."""
     with agent(

@@ -63,7 +63,7 @@ def without_agent(measure: Callable[[], Result]) -> Result:
 
 
 def alone(running: Agent) -> None:
-    """Leave off where another agent is attached as well: what one refuses, another may take, and only one gets it."""
+    """Leave off where another agent is attached as well: what one refuses, another may take."""
     (hooks,) = re.findall(r"attached at (.*)", running.stderr())
     if attached() > len(hooks.split(", ")):
         pytest.skip("other agents are at work on this host")
@@ -329,6 +329,16 @@ def test_a_process_tags_its_own_connections_and_nothing_else(tmp_path: Path, nam
     assert REFUSED[:8].hex() not in written
 
 
+def test_two_agents_both_get_a_tag(tmp_path: Path, namespace: Namespace) -> None:
+    """What one of them has taken, the other is told as well."""
+    places = [tmp_path / name for name in ("one", "other")]
+    with attached_agent(places[0]) as one, attached_agent(places[1]) as other:
+        assert set(tagging(namespace, "own").values()) == {0}
+        assert one.stop() == other.stop() == 0
+    for place in places:
+        assert TAKEN[:16].hex() in "".join(path.read_text() for path in (place / "data").iterdir())
+
+
 def test_a_flood_of_tags_on_an_idle_connection_is_taken_no_further(tmp_path: Path, namespace: Namespace) -> None:
     """Of 200,000 the first few are taken, what is sent makes room for more, and every packet is in the ledger."""
     capture, count = tmp_path / "lo.pcap", 200_000
@@ -356,13 +366,13 @@ def test_a_flood_from_many_connections_costs_no_other_a_packet_unseen(tmp_path: 
     with attached_agent(tmp_path) as running, ExitStack() as stack:
         floods = []
         for port in ports:
-            command = [*("ip", "netns", "exec", namespace.name), sys.executable, str(TAGGING), "flood_many", port, "64"]
+            command = [*("ip", "netns", "exec", namespace.name), sys.executable, str(TAGGING), "flood_many", port, "16"]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             floods.append(stack.enter_context(process))
             assert process.stdout is not None
             assert process.stdout.readline() == "flooding\n"
         with namespace.tcpdump(capture, "tcp and not portrange 4242-4243"):
-            namespace.traffic("exchange", "4", "100", "100", "20000")
+            namespace.traffic("exchange", "4", "30", "100", "20000")
         counted = [json.loads(process.communicate("")[0]) for process in floods]
         assert running.stop() == 0
     ledger = running.ledger()
