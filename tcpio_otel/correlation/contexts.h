@@ -10,6 +10,8 @@
 
 #include "native.h"
 
+enum { FLAG_FIN = 0x01, FLAG_SYN = 0x02, FLAG_RST = 0x04, FLAG_ACK = 0x10 };
+enum { RECEIVED = TCPIO_RECEIVE, SENT = TCPIO_TRANSMIT };
 enum { DIRECTIONS = 2, KEPT = 8 }; /* of a connection's contexts: retransmits reach back that far */
 
 enum number {
@@ -102,6 +104,36 @@ struct request {
 static inline int before(__u32 one, __u32 other)
 {
 	return (__s32)(one - other) < 0;
+}
+
+/* What Python passes to both functions. */
+struct table {
+	struct place *places;
+	struct contexts *rows;
+	struct request *requests;
+	const __u8 *flows;
+	__u64 flow_stride, server_offset;
+};
+
+/* The age of the newest border at or before a sequence number; their count: what lies there is older than any. */
+static inline __u32 border_of(const struct contexts *row, int direction, __u32 seq)
+{
+	__u32 age = 0;
+
+	while (age < row->count[direction] && !row->borders[age][direction].from_start &&
+	       before(seq, row->borders[age][direction].seq))
+		age++;
+	return age;
+}
+
+static inline struct border *newest(struct contexts *row, int direction)
+{
+	return row->count[direction] ? &row->borders[0][direction] : NULL;
+}
+
+static inline const struct border *oldest(const struct contexts *row, int direction)
+{
+	return row->count[direction] ? &row->borders[row->count[direction] - 1][direction] : NULL;
 }
 
 #endif

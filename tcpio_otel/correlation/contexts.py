@@ -7,9 +7,7 @@ contexts.c does what is done to every record; this keeps the tables, and settles
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import c_uint64, c_void_p
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +26,25 @@ from tcpio_otel.batch import (
     Kind,
     Origin,
 )
-from tcpio_otel.correlation.events import Link, Range, Request
+from tcpio_otel.correlation.events import Link, Request
+from tcpio_otel.correlation.layout import (
+    PLACE,
+    REQUEST,
+    ROW,
+    Exchange,
+    Joined,
+    Records,
+    Room,
+    Table,
+    address,
+    grown,
+    lines,
+)
+from tcpio_otel.correlation.reports import LINK, link_of, links_of, request_of
 
-Records = NDArray[np.void]
 Slots = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-KEPT, CACHE_LINE_BYTES = 8, 64
 LINKS = 128
 """Contexts that a connection's span links to; more are counted."""
 
@@ -50,71 +60,10 @@ SWEEP_NS = 100_000_000
 SETTLE_NS = 1_000_000_000
 """How long a request that was followed by another may still be acknowledged, or its retransmits arrive."""
 
-_PLACE = np.dtype(
-    [
-        ("born", "<u8"), ("row", "<i4"), ("high", "<u4"), ("answer", "<u4"), ("answer_before", "<u4"),
-        ("unanswered", "<u4"), ("first", "<u4"), ("fin", "<u4", 2), ("sending", "u1"), ("answers", "u1"),
-        ("finished", "u1"), ("receiving", "u1"), ("turns", "u1"), ("pass", "<u4"), ("first_waiting", "<i4"),
-        ("last_waiting", "<i4"),
-    ],
-    align=True,
-)  # fmt: skip
-_BORDER = np.dtype(
-    [("seq", "<u4"), ("number", "<i4"), ("origin", "u1"), ("from_start", "u1"), ("open", "u1"), ("reserved", "u1")],
-    align=True,
-)
-_ROW = np.dtype(
-    [
-        ("count", "<u4", 2), ("known", "<u4"), ("serial", "<u2"), ("shared", "u1"), ("reserved", "u1"),
-        ("borders", _BORDER, (KEPT, 2)), ("pad", "u1", 48),
-    ],
-    align=True,
-)  # fmt: skip
-REQUEST = np.dtype(
-    [
-        ("trace_id", "V16"), ("span_id", "V8"), ("slot", "<i8"), ("born", "<u8"), ("began_ns", "<u8"),
-        ("superseded_ns", "<u8"), ("first_ns", "<u8", 2), ("acked_ns", "<u8", 2), ("begin", "<u4", 2),
-        ("origin", "u1"), ("marks", "u1"), ("borders", "u1"), ("state", "u1"), ("pad", "u1", 28),
-        ("last_ns", "<u8"), ("gap_ns", "<u8"), ("payload", "<u8", 2), ("packets", "<u4", 2), ("end", "<u4", 2),
-        ("acked", "<u4", 2), ("retransmits", "<u4"), ("begun", "u1"), ("unplaced", "u1"), ("reserved", "<u2"),
-    ],
-    align=True,
-)  # fmt: skip
-"""`struct request` of contexts.h: one context, and what was seen of its packets."""
-
-_FREE, _LIVE, _TOLD, _SETTLED = range(4)
-"""States of a request: told means that its figures were reported, and more may come; settled that nothing will."""
+_FREE, _LIVE, _TOLD = range(3)
+"""States of a request: told means that its figures were reported, and more may come."""
 
 _TRANSMIT, _RECEIVE = int(Direction.TRANSMIT), int(Direction.RECEIVE)
-
-
-class _Table(ctypes.Structure):
-    """`struct table` of contexts.c."""
-
-    _fields_ = tuple((name, c_void_p) for name in ("places", "rows", "requests", "flows")) + tuple(
-        (name, c_uint64) for name in ("flow_stride", "server_offset")
-    )
-
-
-class _Joined(ctypes.Structure):
-    """`struct joined`."""
-
-    _fields_ = (
-        *((name, c_void_p) for name in ("numbers", "spans", "sets")),
-        *((name, c_uint64) for name in ("found", "joined")),
-    )
-
-
-class _Exchange(ctypes.Structure):
-    """`struct exchange`."""
-
-    _fields_ = (
-        *((name, c_void_p) for name in (
-            "numbers", "taken", "free_rows", "next", "waits", "apart",
-        )),
-        ("joined", _Joined),
-        *((name, c_uint64) for name in ("rows_used", "lost", "pass")),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,14 +81,8 @@ class Followed:
         return Followed(self.waits[rows], self.contexts.part(rows) if self.contexts else None)
 
 
-_LINK = np.dtype([(name, REQUEST[name]) for name in (
-    "trace_id", "span_id", "began_ns", "last_ns", "begin", "end", "origin", "marks", "unplaced",
-)])  # fmt: skip
-"""What is kept of a request for the link of its connection's span."""
-
-
 class _Served:
-    """What one connection has served: numbers of its requests, and packed rows of `_LINK` of those that were let go."""
+    """What one connection has served: numbers of its requests, and packed rows of `LINK` of those that were let go."""
 
     __slots__ = ("dropped", "numbers", "packed")
 
@@ -161,18 +104,18 @@ class ContextTable:
 
     def __init__(self, *, quiet_ns: int, late: bool = True) -> None:
         self._quiet_ns, self._late = quiet_ns, late
-        self._places = _lines(0, _PLACE)
-        self._rows = _lines(64, _ROW)
+        self._places = lines(0, PLACE)
+        self._rows = lines(64, ROW)
         self._free_rows = np.arange(len(self._rows), dtype=np.int32)
-        self._requests = _lines(256, REQUEST)
+        self._requests = lines(256, REQUEST)
         self._free = np.arange(FIRST_CONTEXT, len(self._requests), dtype=np.int32)
         self._flows: Records = np.zeros(0, FLOW)
         self._served: dict[int, _Served] = {}  # by the life of a connection
         self._listeners: dict[tuple[int, int], int] = {}  # what is known of their tagging, by namespace and port
         self._due: list[Request] = []
         self._swept_ns = 0
-        self._table = _Table(server_offset=FLOW.fields["server"][1])  # type: ignore[index]
-        self._room = _Room(0)
+        self._table = Table(server_offset=FLOW.fields["server"][1])  # type: ignore[index]
+        self._room = Room(0)
         self._passes = 0
         self.begun = 0
         self.lost = 0
@@ -219,15 +162,15 @@ class ContextTable:
             skipped = np.zeros(count, np.bool_)
             skipped[ahead:][batch.is_packet] = apart
         if len(self._room) < count:
-            self._room = _Room(2 * count)
+            self._room = Room(2 * count)
         room = self._room
         self._passes = (self._passes + 1) % (1 << 32)
-        exchange = _Exchange(
+        exchange = Exchange(
             self._free.ctypes.data, taken.ctypes.data, self._free_rows.ctypes.data, *room.scratch,
             None if skipped is None else skipped.ctypes.data, room.joined(), 0, 0, self._passes,
         )  # fmt: skip
         native.library.tcpio_follow(
-            ctypes.byref(self._table), _address(records, RECORD), _address(all_slots, np.dtype(np.int64)), count,
+            ctypes.byref(self._table), address(records, RECORD), address(all_slots, np.dtype(np.int64)), count,
             ahead, ctypes.byref(exchange),
         )  # fmt: skip
         self.lost += exchange.lost
@@ -247,7 +190,7 @@ class ContextTable:
         """Slots are other connections' now."""
         slots = np.array([birth.slot for birth in births], np.int64)
         self._leave(slots[self._places["row"][slots] >= 0])
-        fresh = np.zeros(len(slots), _PLACE)
+        fresh = np.zeros(len(slots), PLACE)
         fresh["born"], fresh["row"] = self._flows["born"][slots], -1
         fresh["answers"] = [
             self._listeners.get((birth.netns, birth.port), _PERHAPS) if birth.accepted and self._late else _NEVER
@@ -255,7 +198,7 @@ class ContextTable:
         ]
         self._places[slots] = fresh
 
-    def _contexts(self, room: "_Room", joined: _Joined, count: int) -> Contexts | None:
+    def _contexts(self, room: "Room", joined: Joined, count: int) -> Contexts | None:
         """What C has found, with the ids of the sets."""
         if not joined.joined:
             return None
@@ -273,7 +216,7 @@ class ContextTable:
             return
         self._flows, known = flows, len(self._places)
         if len(flows) > known:
-            self._places = _grown(self._places, len(flows))
+            self._places = grown(self._places, len(flows))
             self._places["row"][known:] = -1
         self._point()
 
@@ -281,11 +224,11 @@ class ContextTable:
         """Make room for so many contexts, and as many connections that had none."""
         while contexts > len(self._free):
             size = len(self._requests)
-            self._requests = _grown(self._requests, 2 * size)
+            self._requests = grown(self._requests, 2 * size)
             self._free = np.concatenate([self._free, np.arange(size, 2 * size, dtype=np.int32)])
         while contexts > len(self._free_rows):
             size = len(self._rows)
-            self._rows = _grown(self._rows, 2 * size)
+            self._rows = grown(self._rows, 2 * size)
             self._free_rows = np.concatenate([self._free_rows, np.arange(size, 2 * size, dtype=np.int32)])
         self._point()
 
@@ -347,7 +290,7 @@ class ContextTable:
             records: packets (dtype RECORD, shape (n,)), each given once.
             slots: of each.
         """
-        room = _Room(len(records))
+        room = Room(len(records))
         joined = room.joined()
         native.library.tcpio_join(
             ctypes.byref(self._table), np.ascontiguousarray(records), slots, len(records), ctypes.byref(joined)
@@ -390,7 +333,7 @@ class ContextTable:
         request = self._requests[number]
         self._requests["state"][number] = _TOLD
         if request["packets"].any():
-            self._due.append(_request(request, offset_ns))
+            self._due.append(request_of(request, offset_ns))
 
     def _settle(self, number: int) -> None:
         """Nobody names a request any more: keep what its connection's span will say of it."""
@@ -398,8 +341,8 @@ class ContextTable:
         if (served := self._served.get(int(self._requests["born"][number]))) is None:
             return
         served.numbers.remove(number)
-        if len(served.packed) < LINKS * _LINK.itemsize:
-            served.packed += _links_of(self._requests[number : number + 1]).tobytes()
+        if len(served.packed) < LINKS * LINK.itemsize:
+            served.packed += links_of(self._requests[number : number + 1]).tobytes()
         else:
             served.dropped += 1
 
@@ -420,96 +363,10 @@ class ContextTable:
         for number in found.numbers:
             if self._requests["state"][number] == _LIVE:
                 self._tell(number, offset_ns)
-        served = np.concatenate([np.frombuffer(bytes(found.packed), _LINK), _links_of(self._requests[found.numbers])])
+        served = np.concatenate([np.frombuffer(bytes(found.packed), LINK), links_of(self._requests[found.numbers])])
         served = served[np.argsort(served["began_ns"], kind="stable")]
         distinct = list(
             {request["trace_id"].tobytes() + request["span_id"].tobytes(): request for request in served}.values()
         )
-        links = tuple(_link(request, offset_ns) for request in distinct[:LINKS])
+        links = tuple(link_of(request, offset_ns) for request in distinct[:LINKS])
         return links, found.dropped + len(distinct) - len(links)
-
-
-def _address(array: NDArray[Any], dtype: np.dtype[Any]) -> int:
-    """Where an array lies that C takes for one of `dtype`; ctypes' own check of that takes as long as many records do.
-
-    Raises:
-        TypeError: it is something else.
-    """
-    if (array.dtype is not dtype and array.dtype != dtype) or not array.flags.c_contiguous:
-        raise TypeError(f"not a contiguous array of {dtype}: {array.dtype}, strides {array.strides}")
-    return array.ctypes.data
-
-
-def _lines(count: int, dtype: np.dtype[np.void]) -> Records:
-    """So many rows of zeros, the first at the start of a cache line; so are the others, by the size of their dtype."""
-    memory = np.zeros(count * dtype.itemsize + CACHE_LINE_BYTES, np.uint8)
-    start = -memory.ctypes.data % CACHE_LINE_BYTES
-    return memory[start : start + count * dtype.itemsize].view(dtype)
-
-
-def _grown(rows: Records, count: int) -> Records:
-    grown = _lines(count, rows.dtype)
-    grown[: len(rows)] = rows
-    return grown
-
-
-class _Room:
-    """Room for what there is to say of so many packets; used again, as fresh pages cost more than their contents."""
-
-    def __init__(self, count: int) -> None:
-        self.numbers, self.spans = np.empty(count, np.int64), np.empty(count, np.int32)
-        self.sets = np.empty((count, KEPT), np.int64)
-        self.waits, self.next = np.empty(count, np.bool_), np.empty(count, np.int32)
-        self.scratch = self.next.ctypes.data, self.waits.ctypes.data
-        self._joined = self.numbers.ctypes.data, self.spans.ctypes.data, self.sets.ctypes.data
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def joined(self) -> _Joined:
-        """The part that C calls `struct joined`."""
-        return _Joined(*self._joined, 0, 0)
-
-
-def _links_of(requests: Records) -> Records:
-    links = np.empty(len(requests), _LINK)
-    for name in _LINK.names or ():
-        links[name] = requests[name]
-    return links
-
-
-def _link(request: Any, offset_ns: int) -> Link:
-    ended_ns = max(int(request["last_ns"]), int(request["began_ns"]))
-    shared = bool(request["marks"] & ContextMark.SHARED)
-    received, sent = (Range(int(begin), int(end)) for begin, end in zip(request["begin"], request["end"], strict=True))
-    return Link(
-        trace_id=request["trace_id"].tobytes(),
-        span_id=request["span_id"].tobytes(),
-        origin=Origin(int(request["origin"])),
-        shared=shared,
-        start_ns=int(request["began_ns"]) + offset_ns,
-        end_ns=ended_ns + offset_ns,
-        sent=None if shared else sent,
-        received=None if shared or (request["unplaced"] and not request["last_ns"]) else received,
-    )
-
-
-def _request(request: Any, offset_ns: int) -> Request:
-    first_ns, payload, packets = request["first_ns"], request["payload"], request["packets"]
-
-    def time(value: Any) -> int | None:
-        return int(value) + offset_ns if value else None
-
-    return Request(
-        link=_link(request, offset_ns),
-        slot=int(request["slot"]),
-        first_sent_ns=time(first_ns[_TRANSMIT]),
-        first_received_ns=time(first_ns[_RECEIVE]),
-        last_acked_ns=time(request["acked_ns"][_TRANSMIT]),
-        bytes_sent=int(payload[_TRANSMIT]),
-        bytes_received=int(payload[_RECEIVE]),
-        packets_sent=int(packets[_TRANSMIT]),
-        packets_received=int(packets[_RECEIVE]),
-        retransmits=int(request["retransmits"]),
-        longest_gap_s=int(request["gap_ns"]) / 1e9,
-    )

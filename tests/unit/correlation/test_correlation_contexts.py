@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tcpio_otel import native
 from tcpio_otel.batch import INTERLEAVED, NO_CONTEXT, Batch, ContextMark, Direction, Kind, Mark, Origin
-from tcpio_otel.correlation import contexts as module
+from tcpio_otel.correlation import layout
 from tcpio_otel.correlation.contexts import ContextTable
 from tcpio_otel.correlation.events import Link, Request
 from tests import story
@@ -111,19 +111,17 @@ def asked_and_answered(end: End, number: int, at: int, back: int, **fields: Any)
 
 def test_structures_are_laid_out_alike() -> None:
     """What C and Python share has one layout, and starts where C counts on it."""
-    layout = np.zeros(10, np.int64)
-    native.library.tcpio_context_layout(layout)
-    place, row, request = module._PLACE, module._ROW, module.REQUEST
+    found = np.zeros(10, np.int64)
+    native.library.tcpio_context_layout(found)
+    place, row, request = layout.PLACE, layout.ROW, layout.REQUEST
     sizes = place.itemsize, row.itemsize, request.itemsize
     fields = (place, "last_waiting"), (row, "borders"), (request, "state"), (request, "last_ns"), (request, "unplaced")
-    assert layout.tolist() == [
-        *sizes, ctypes.sizeof(module._Joined), ctypes.sizeof(module._Exchange),
+    assert found.tolist() == [
+        *sizes, ctypes.sizeof(layout.Joined), ctypes.sizeof(layout.Exchange),
         *((dtype.fields or {})[name][1] for dtype, name in fields),
     ]  # fmt: skip
     for dtype in (place, row, request):
-        assert (
-            dtype.itemsize % module.CACHE_LINE_BYTES == module._grown(module._lines(1, dtype), 3).ctypes.data % 64 == 0
-        )
+        assert dtype.itemsize % layout.CACHE_LINE_BYTES == layout.grown(layout.lines(1, dtype), 3).ctypes.data % 64 == 0
 
 
 def test_a_request_and_its_answer_belong_together() -> None:
