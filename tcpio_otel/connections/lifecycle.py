@@ -37,6 +37,10 @@ class Phase(StrEnum):
     RESET = "reset"
 
 
+HANDSHAKE = (Phase.CLOSED, Phase.SYN_SENT, Phase.SYN_RECEIVED)
+"""Phases of a connection that is not established yet."""
+
+
 class Event(StrEnum):
     """What a segment can mean to a connection; one segment may mean several, in this order."""
 

@@ -7,16 +7,17 @@ connection's state, or needs telling in its span, goes through `lifecycle.Life` 
 import errno
 import itertools
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel import native
 from tcpio_otel.batch import FLOW, RECORD, Batch, Birth, Direction, Flag, Kind, Mark, State, pick
-from tcpio_otel.connections.events import CloseReason, Connection, End, Endpoint, Ends, Milestone, Role, Start
+from tcpio_otel.connections.entry import ROW_FIELDS, Entry, Fact, Moved, Row, Totals, facts
+from tcpio_otel.connections.events import Connection, End, Endpoint, Ends, Role, Start
 from tcpio_otel.connections.identity import (
     FIN_RECEIVED_STATES,
     Identity,
@@ -25,7 +26,8 @@ from tcpio_otel.connections.identity import (
     initial_sequence,
 )
 from tcpio_otel.connections.index import Index, Keys, keys_of
-from tcpio_otel.connections.lifecycle import Life, Phase, Segment
+from tcpio_otel.connections.lifecycle import HANDSHAKE, Life, Phase, Segment
+from tcpio_otel.connections.report import connection, text
 
 Records = NDArray[np.void]
 Slots = NDArray[np.int64]
@@ -36,7 +38,6 @@ _NO_SOCKET, _LISTENER = int(Mark.NO_SOCKET), int(Mark.LISTENER)
 _UNMEASURED_RTT = (1 << 32) - 1
 _TRANSMIT, _RESET_KIND, _CLOSE = int(Direction.TRANSMIT), int(Kind.RESET), int(State.CLOSE)
 _NEVER = np.iinfo(np.int64).max
-_HANDSHAKE = (Phase.CLOSED, Phase.SYN_SENT, Phase.SYN_RECEIVED)
 
 ORPHAN_FIN_WAIT_NS = 60_000_000_000
 """How long the kernel waits for the peer's FIN once an application has let go (tcp_fin_timeout's default)."""
@@ -61,96 +62,6 @@ class Talker:
     process_name: str
     packets: int
     payload_bytes: int
-
-
-class _Totals(NamedTuple):
-    """What the kernel says of a socket, in the units of `Connection`."""
-
-    bytes_sent: int
-    bytes_received: int
-    packets_sent: int
-    packets_received: int
-    retransmits: int
-    rtt_smoothed_s: float | None
-    rtt_min_s: float | None
-
-
-class _Moved(NamedTuple):
-    """What the records of a connection add up to."""
-
-    bytes_sent: int
-    bytes_received: int
-    packets_sent: int
-    packets_received: int
-    retransmits: int
-
-
-class _Row(NamedTuple):
-    """The fields of a packet record that the slow path reads, in this order."""
-
-    time_ns: int
-    seq: int
-    ack: int
-    payload_bytes: int
-    window: int
-    gso_segments: int
-    flags: int
-    direction: int
-    marks: int
-    state: int
-
-
-_ROW_FIELDS = list(_Row._fields)
-
-
-class _Fact(NamedTuple):
-    """The fields of a record of kind SOCKET or RESET, by their names."""
-
-    time_ns: int
-    kind: int
-    bytes_acked: int
-    bytes_received: int
-    bytes_sent: int
-    bytes_retransmitted: int
-    snd_una: int
-    snd_nxt: int
-    write_seq: int
-    rcv_nxt: int
-    segments_in: int
-    segments_out: int
-    retransmits: int
-    rtt_smoothed_us: int
-    rtt_min_us: int
-    old_state: int
-    new_state: int
-    error: int
-    reason: int
-
-
-def _facts(records: Records) -> list[_Fact]:
-    return [_Fact(*fields) for fields in zip(*(records[name].tolist() for name in _Fact._fields), strict=True)]
-
-
-class _Entry:
-    """What a slot holds besides its columns. `life` is None for segments that belong to no connection."""
-
-    __slots__ = (
-        "attentive", "closed", "embryo", "errno_name", "identity", "life", "local", "moved_before", "netns",
-        "offset_ns", "peer", "reported", "reset_reason", "start", "totals",
-    )  # fmt: skip
-
-    def __init__(self, local: Endpoint, peer: Endpoint, netns: int, life: Life | None, offset_ns: int) -> None:
-        self.local, self.peer, self.netns, self.life, self.offset_ns = local, peer, netns, life, offset_ns
-        self.start = Start.OBSERVED
-        self.identity: Identity | None = None
-        self.totals: _Totals | None = None
-        self.moved_before = _Moved(0, 0, 0, 0, 0)  # by the time the totals were taken
-        self.closed = False  # the kernel said so
-        self.embryo: tuple[int, int] | None = None  # its place among the handshakes of listeners
-        self.errno_name: str | None = None
-        self.reset_reason: str | None = None
-        self.reported = life is None
-        self.attentive = life is not None
 
 
 @dataclass(slots=True)
@@ -195,7 +106,7 @@ class ConnectionTable:
         self._summary_interval_ns = summary_interval_ns
         self._kernel_totals, self._reset_reasons = kernel_totals, reset_reasons
         self._index = Index()
-        self._entries: list[_Entry | None] = []
+        self._entries: list[Entry | None] = []
         self._free = array("q")  # a list would keep an object for each number, strewn over the memory of a burst
         self._leaving: list[int] = []
         self._versions = itertools.count(1)
@@ -257,7 +168,7 @@ class ConnectionTable:
             local_isn=life.local_isn if life else None,
             peer_isn=life.peer_isn if life else None,
             pid=int(flow["pid"]),
-            process_name=_text(flow["process_name"]),
+            process_name=text(flow["process_name"]),
         )
 
     @property
@@ -287,7 +198,7 @@ class ConnectionTable:
                         local=entry.local,
                         peer=entry.peer,
                         pid=int(flow["pid"]),
-                        process_name=_text(flow["process_name"]),
+                        process_name=text(flow["process_name"]),
                         packets=int(packets[slot]),
                         payload_bytes=int(payload[slot]),
                     )
@@ -334,7 +245,7 @@ class ConnectionTable:
         if snapshot is not None and len(snapshot):
             snapshot = np.ascontiguousarray(snapshot)
             owners = zip(snapshot["pid"].tolist(), snapshot["process_name"].tolist(), strict=True)
-            for slot, fact, (pid, name) in zip(self._find(snapshot), _facts(snapshot), owners, strict=True):
+            for slot, fact, (pid, name) in zip(self._find(snapshot), facts(snapshot), owners, strict=True):
                 entry = self._entries[slot] if slot >= 0 else None
                 if entry and entry.life and not entry.closed:
                     self._learn_process(slot, pid, name)
@@ -396,7 +307,7 @@ class ConnectionTable:
         return slot
 
     def _open_slot(self, record: Any, key: tuple[int, ...], life: Life | None, start: Start, offset_ns: int) -> int:
-        entry = _Entry(
+        entry = Entry(
             Endpoint(record["local_address"].tobytes(), int(record["local_port"])),
             Endpoint(record["peer_address"].tobytes(), int(record["peer_port"])),
             int(record["netns"]),
@@ -454,19 +365,19 @@ class ConnectionTable:
 
     def _walk_rows(self, batch: Batch, records: Records, keys: Keys, slots: Slots, rows: NDArray[np.int64]) -> None:
         packets, chosen = batch.is_packet[rows], pick(records, rows)
-        facts = iter(_facts(pick(chosen, ~packets)))
+        told = iter(facts(pick(chosen, ~packets)))
         walked = zip(
             rows.tolist(), packets.tolist(), chosen["pid"].tolist(), chosen["process_name"].tolist(),
-            *(chosen[field].tolist() for field in _ROW_FIELDS), strict=True,
+            *(chosen[field].tolist() for field in ROW_FIELDS), strict=True,
         )  # fmt: skip
         for row, is_packet, pid, name, *fields in walked:
             slot = int(slots[row])
             entry = self._entries[slot]
             self._row = row
-            fact = None if is_packet else next(facts)
+            fact = None if is_packet else next(told)
             if entry is None:
                 continue
-            segment = _Row(*fields)
+            segment = Row(*fields)
             if not fact and self._reuses(entry, segment):
                 slot = self._succeed(batch, records, keys, slots, row)
                 entry = self._entries[slot]
@@ -478,7 +389,7 @@ class ConnectionTable:
             elif not segment.flags & _RST or self._in_window(slot, entry, segment):
                 self._packet(slot, entry, segment)
 
-    def _reuses(self, entry: _Entry, row: _Row) -> bool:
+    def _reuses(self, entry: Entry, row: Row) -> bool:
         """Whether a SYN opens a new connection on the key of an old one, or of strays."""
         life = entry.life
         if row.marks & _NO_SOCKET:
@@ -492,13 +403,13 @@ class ConnectionTable:
             return False  # it met an open socket, which answers with an ACK and goes on
         known, answer = (life.local_isn, life.peer_isn) if sent else (life.peer_isn, life.local_isn)
         if known is None:
-            return life.phase not in _HANDSHAKE
+            return life.phase not in HANDSHAKE
         # The same number again is the same attempt, unless that was cut short before it was answered.
         return known != row.seq or (life.ended and answer is None and not life.refused)
 
-    def _in_window(self, slot: int, entry: _Entry, row: _Row) -> bool:
+    def _in_window(self, slot: int, entry: Entry, row: Row) -> bool:
         """Whether a RST can belong to an open connection: others are ignored (RFC 5961 section 3)."""
-        if entry.life is None or entry.life.phase in _HANDSHAKE:
+        if entry.life is None or entry.life.phase in HANDSHAKE:
             return True
         self._count_to(self._row)
         cell = 2 * slot + row.direction
@@ -538,7 +449,7 @@ class ConnectionTable:
             self.flows["pid"][slot], self.flows["process_name"][slot] = pid, name
             self._renew(slot)
 
-    def _packet(self, slot: int, entry: _Entry, row: _Row) -> None:
+    def _packet(self, slot: int, entry: Entry, row: Row) -> None:
         life = entry.life
         if life is None:
             return
@@ -551,7 +462,7 @@ class ConnectionTable:
         )
         self._settle(slot, entry)
 
-    def _settle(self, slot: int, entry: _Entry) -> None:
+    def _settle(self, slot: int, entry: Entry) -> None:
         """Draw the conclusions from what a life has come to."""
         life = entry.life
         if life is None:
@@ -570,7 +481,7 @@ class ConnectionTable:
             wait_ns = ORPHAN_FIN_WAIT_NS if orphan else 0
             self._schedule(slot, life.ended_ns + self._linger_ns + wait_ns)
 
-    def _complete(self, entry: _Entry) -> bool:
+    def _complete(self, entry: Entry) -> bool:
         """Whether nothing is missing: the wire has seen the end, and the kernel has given its totals."""
         life = entry.life
         if life is None:
@@ -579,7 +490,7 @@ class ConnectionTable:
             return True  # nothing crosses the wire when a connection fails by timeout
         return life.ended and (entry.closed or not self._kernel_totals)
 
-    def _fact(self, slot: int, entry: _Entry, fact: _Fact) -> None:
+    def _fact(self, slot: int, entry: Entry, fact: Fact) -> None:
         """A record of kind SOCKET or RESET."""
         life = entry.life
         if life is None:
@@ -601,13 +512,13 @@ class ConnectionTable:
             self._inherit(entry, fact)
         self._settle(slot, entry)
 
-    def _inherit(self, entry: _Entry, fact: _Fact) -> None:
+    def _inherit(self, entry: Entry, fact: Fact) -> None:
         """Learn from a socket's counters how a connection began that nobody saw begin."""
         life = entry.life
         if life is None:
             return
         unanswered = life.phase is Phase.SYN_RECEIVED and life.local_isn is None  # its SYN-ACK was not seen
-        if life.phase in _HANDSHAKE and not unanswered:
+        if life.phase in HANDSHAKE and not unanswered:
             return
         began = initial_sequence(
             state=fact.old_state,
@@ -628,7 +539,7 @@ class ConnectionTable:
                 life.role = Role.CLIENT if began.opened_by_us else Role.SERVER
             life.local_isn, life.peer_isn = began.local, began.peer
 
-    def _take_totals(self, slot: int, entry: _Entry, fact: _Fact) -> None:
+    def _take_totals(self, slot: int, entry: Entry, fact: Fact) -> None:
         life = entry.life
         if life is None:
             return
@@ -638,7 +549,7 @@ class ConnectionTable:
             life.peer_fin_end is not None and life.peer_fin_end == fact.rcv_nxt
         )
         received = fact.bytes_received
-        entry.totals = _Totals(
+        entry.totals = Totals(
             bytes_sent=fact.bytes_sent - fact.bytes_retransmitted,
             bytes_received=received - 1 if fin and received else received,
             packets_sent=fact.segments_out,
@@ -662,7 +573,7 @@ class ConnectionTable:
         self._waiting[slot] = False
         self._renew(slot)
 
-    def _identify(self, slot: int, entry: _Entry) -> None:
+    def _identify(self, slot: int, entry: Entry) -> None:
         """Give a connection its ids, from what is known of its start by now."""
         life = entry.life
         if life is None:
@@ -719,7 +630,7 @@ class ConnectionTable:
                 if entry is not None:
                     self._due(slot, entry, now_ns)
 
-    def _due(self, slot: int, entry: _Entry, now_ns: int) -> None:
+    def _due(self, slot: int, entry: Entry, now_ns: int) -> None:
         """An entry's deadline has come: it is silent, overdue, or well."""
         silent_ns = now_ns - int(self._last_seen[slot])
         life = entry.life
@@ -731,7 +642,7 @@ class ConnectionTable:
         elif life is not None and (life.ended or entry.closed):
             self._report(slot, entry, End.OBSERVED, life.ended_ns)
             self._schedule(slot, now_ns + self._linger_ns)
-        elif life is not None and life.phase in _HANDSHAKE:
+        elif life is not None and life.phase in HANDSHAKE:
             if silent_ns < self._handshake_timeout_ns:
                 self._schedule(slot, now_ns - silent_ns + self._handshake_timeout_ns)
             else:
@@ -740,7 +651,7 @@ class ConnectionTable:
         elif life is not None and self._summary_interval_ns:
             ids, first_ns = entry.identity, life.started_ns + self._summary_interval_ns
             if now_ns >= first_ns and ids is not None and silent_ns < self._summary_interval_ns:
-                self._summaries.append(self._connection(slot, entry, life, ids, None, now_ns))
+                self._summaries.append(self._event(slot, entry, life, ids, None, now_ns))
             self._schedule(slot, first_ns if now_ns < first_ns else now_ns + self._summary_interval_ns)
 
     def _leave(self, slot: int) -> None:
@@ -764,7 +675,7 @@ class ConnectionTable:
         self._free.extend(freed)
         self._leaving = held
 
-    def _report(self, slot: int, entry: _Entry, end: End, end_ns: int) -> None:
+    def _report(self, slot: int, entry: Entry, end: End, end_ns: int) -> None:
         """The span is settled: build what it is made of. A SYN that nobody answered makes none."""
         life = entry.life
         entry.reported = True
@@ -778,75 +689,18 @@ class ConnectionTable:
             return
         ids = entry.identity
         if ids is not None:
-            self._ended.append(self._connection(slot, entry, life, ids, end, end_ns))
+            self._ended.append(self._event(slot, entry, life, ids, end, end_ns))
         life.notes.clear()  # by far the most of an entry, which stays for its last segments
 
-    def _connection(
-        self, slot: int, entry: _Entry, life: Life, ids: Identity, end: End | None, end_ns: int
-    ) -> Connection:
-        reason, initiator, error_type = life.verdict(entry.errno_name)
-        if reason is None and end is End.OBSERVED:
-            if life.phase in _HANDSHAKE and not entry.closed:
-                reason, error_type = CloseReason.TIMEOUT, "timeout"
-            else:
-                reason, initiator = CloseReason.ABORTED, "local"
-        flow = self.flows[slot]
-        span_id = flow["span_id"].tobytes()
-        totals = self._totals(slot, entry, life)
-        return Connection(
-            local=entry.local,
-            peer=entry.peer,
-            netns=entry.netns,
-            role=life.role,
-            start=entry.start,
-            end=end,
-            start_ns=life.started_ns + entry.offset_ns,
-            end_ns=max(end_ns, life.started_ns) + entry.offset_ns,
-            trace_id=ids.trace_id,
-            span_id=span_id,
-            parent_span_id=ids.client_span_id if span_id == ids.server_span_id else b"",
-            connection_id=ids.connection_id,
-            close_reason=reason,
-            close_initiator=initiator,
-            error_type=error_type,
-            bytes_sent=totals.bytes_sent,
-            bytes_received=totals.bytes_received,
-            packets_sent=totals.packets_sent,
-            packets_received=totals.packets_received,
-            retransmits=totals.retransmits,
-            kernel_totals=entry.totals is not None and (entry.closed or end is End.AGENT_SHUTDOWN),
-            rtt_smoothed_s=totals.rtt_smoothed_s,
-            rtt_min_s=totals.rtt_min_s,
-            handshake_s=None if life.established_ns is None else (life.established_ns - life.started_ns) / 1e9,
-            pid=int(flow["pid"]),
-            process_name=_text(flow["process_name"]),
-            milestones=tuple(_milestones(entry, life)),
-            milestones_dropped=life.notes_dropped,
-            slot=slot,
-            local_isn=life.local_isn,
-            peer_isn=life.peer_isn,
-        )
+    def _event(self, slot: int, entry: Entry, life: Life, ids: Identity, end: End | None, end_ns: int) -> Connection:
+        return connection(entry, life, ids, slot, self.flows[slot], self._moved(slot, entry, life), end, end_ns)
 
-    def _totals(self, slot: int, entry: _Entry, life: Life) -> _Totals:
-        """The kernel's totals and what records have added since; for want of them, all that records say."""
-        then, now = entry.moved_before, self._moved(slot, entry, life)
-        known = entry.totals or _Totals(0, 0, 0, 0, 0, None, None)
-        # What comes to a closed socket is refused, and what it had to send is sent or never will be.
-        payload_counts = not entry.closed or entry.totals is None
-        return known._replace(
-            bytes_sent=known.bytes_sent + payload_counts * max(0, now.bytes_sent - then.bytes_sent),
-            bytes_received=known.bytes_received + payload_counts * max(0, now.bytes_received - then.bytes_received),
-            packets_sent=known.packets_sent + now.packets_sent - then.packets_sent,
-            packets_received=known.packets_received + now.packets_received - then.packets_received,
-            retransmits=known.retransmits + payload_counts * (now.retransmits - then.retransmits),
-        )
-
-    def _moved(self, slot: int, entry: _Entry, life: Life) -> _Moved:
+    def _moved(self, slot: int, entry: Entry, life: Life) -> Moved:
         """What records add up to, of those up to the one that is looked at now."""
         self._count_to(self._row + 1)
         received, sent = 2 * slot + Direction.RECEIVE, 2 * slot + Direction.TRANSMIT
         seen_opening = entry.start is Start.OBSERVED
-        return _Moved(
+        return Moved(
             bytes_sent=int(self._progress[sent]) - (seen_opening and life.local_isn is not None) - life.fin_sent,
             bytes_received=(
                 int(self._progress[received])
@@ -857,20 +711,3 @@ class ConnectionTable:
             packets_received=int(self._packets[received]),
             retransmits=sum(note.name == "tcp.retransmit" and note.segment.sent for note in life.notes),
         )
-
-
-def _milestones(entry: _Entry, life: Life) -> Iterable[Milestone]:
-    for name, segment in life.notes:
-        attributes: dict[str, str | int | bool] = {
-            "network.io.direction": "transmit" if segment.sent else "receive",
-            "tcp.seq": segment.seq,
-        }
-        if segment.payload_bytes:
-            attributes["tcp.payload.size"] = segment.payload_bytes
-        if name == "tcp.rst" and segment.sent and entry.reset_reason:
-            attributes["tcp.reset.reason"] = entry.reset_reason
-        yield Milestone(name, segment.time_ns + entry.offset_ns, attributes)
-
-
-def _text(name: Any) -> str:
-    return bytes(name).decode("utf-8", "replace")
