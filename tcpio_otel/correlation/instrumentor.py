@@ -120,6 +120,17 @@ def _gunicorn_reads(_: Any, request: Any, sock: Any, *__: Any, **___: Any) -> No
 
 
 @_quietly
+def _waitress_reads(task: Any) -> None:
+    _request_is_read(task.channel.socket)
+
+
+@_quietly
+def _aiohttp_reads(_: Any, request: Any, *__: Any, **___: Any) -> None:
+    if request.transport is not None:  # closed meanwhile
+        _request_is_read(request.transport.get_extra_info("socket"))
+
+
+@_quietly
 def _uvicorn_reads(cycle: Any, *_: Any) -> None:
     _request_is_read(cycle.transport.get_extra_info("socket"))
 
@@ -222,6 +233,10 @@ HOOKS = (
     Hook("wsgiref.handlers", "BaseHandler", "send_headers", _ANSWERS),
     Hook("gunicorn.http.wsgi", "Response", "__init__", _before(_gunicorn_reads)),
     Hook("gunicorn.http.wsgi", "Response", "send_headers", _ANSWERS),
+    Hook("waitress.task", "WSGITask", "execute", _before(_waitress_reads)),
+    Hook("waitress.task", "Task", "build_response_header", _ANSWERS),
+    Hook("aiohttp.web_protocol", "RequestHandler", "_handle_request", _before(_aiohttp_reads)),
+    Hook("aiohttp.web_response", "StreamResponse", "_write_headers", _ANSWERS),
     Hook("uvicorn.protocols.http.h11_impl", "RequestResponseCycle", "run_asgi", _before(_uvicorn_reads)),
     Hook("uvicorn.protocols.http.h11_impl", "RequestResponseCycle", "send", _ANSWERS),
     Hook("uvicorn.protocols.http.httptools_impl", "RequestResponseCycle", "run_asgi", _before(_uvicorn_reads)),

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self, TypeAlias
 from wsgiref import simple_server
 
 import aiohttp
+import aiohttp.web
 import fastapi
 import flask
 import httpx
@@ -30,9 +31,12 @@ import requests
 import trustme
 import urllib3
 import uvicorn
+import waitress.server
+import waitress.wasyncore
 import werkzeug.serving
 from opentelemetry import trace
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
+from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware as TracedAsgi
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.instrumentation.flask import FlaskInstrumentor
@@ -469,6 +473,60 @@ def serving_hypercorn(provider: TracerProvider) -> Iterator[int]:
         thread.join()
 
 
+@contextlib.contextmanager
+def serving_waitress(provider: TracerProvider) -> Iterator[int]:
+    """Waitress, which answers in threads of its own."""
+    app, stop = TracedWsgi(wsgi_app, tracer_provider=provider), threading.Event()
+    channels: dict[int, Any] = {}
+
+    def serve(environ: Any, start_response: Any) -> Any:
+        return (wsgi_app if environ["PATH_INFO"] == "/health" else app)(environ, start_response)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = waitress.server.create_server(serve, map=channels, sockets=[listener], threads=2)
+
+        def loop() -> None:
+            while not stop.is_set():
+                waitress.wasyncore.loop(timeout=0.05, map=channels, count=1)
+
+        thread = threading.Thread(target=loop)
+        thread.start()
+        yield listener.getsockname()[1]
+        stop.set()
+        thread.join()
+        server.task_dispatcher.shutdown()
+        waitress.wasyncore.close_all(channels)
+
+
+@contextlib.contextmanager
+def serving_aiohttp(provider: TracerProvider) -> Iterator[int]:
+    """Aiohttp's own server."""
+
+    async def answer(_: aiohttp.web.Request) -> aiohttp.web.Response:
+        return aiohttp.web.Response(text=current_ids())
+
+    async def serve(listener: socket.socket) -> None:
+        app = aiohttp.web.Application()
+        app.add_routes([aiohttp.web.get("/", answer), aiohttp.web.get("/health", answer)])
+        runner = aiohttp.web.AppRunner(app)
+        await runner.setup()
+        await aiohttp.web.SockSite(runner, listener).start()
+        await asyncio.to_thread(stop.wait)
+        await runner.cleanup()
+
+    stop = threading.Event()
+    instrumentor = AioHttpServerInstrumentor()
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", "health")
+        instrumentor.instrument(tracer_provider=provider)
+        thread = threading.Thread(target=lambda: asyncio.run(serve(listener.dup())))
+        thread.start()
+        yield listener.getsockname()[1]
+        stop.set()
+        thread.join()
+        instrumentor.uninstrument()
+
+
 class Answer(NamedTuple):
     """What a server said, and how many bytes that were."""
 
@@ -504,6 +562,8 @@ SERVERS: dict[str, Serving] = {
     "fastapi, h11": serving_fastapi(http="h11", loop="asyncio"),
     "fastapi, httptools": serving_fastapi(http="httptools", loop="uvloop"),
     "hypercorn": serving_hypercorn,
+    "waitress": serving_waitress,
+    "aiohttp": serving_aiohttp,
 }
 
 
