@@ -255,6 +255,19 @@ static __always_inline bool opens_request(struct __sk_buff *skb, __u32 offset, s
 	return method;
 }
 
+/* The full socket of a segment and what is kept with it; false: there is none. */
+static __always_inline bool find_owner(struct __sk_buff *skb, struct bpf_sock **sk, struct tcpio_owner **owner)
+{
+	*sk = skb->sk;
+	if (!*sk)
+		return false;
+	*sk = bpf_sk_fullsock(*sk);
+	if (!*sk)
+		return false;
+	*owner = bpf_sk_storage_get(&owners, *sk, 0, 0);
+	return *owner;
+}
+
 /* Reports a context whose ids stand in this CPU's head, or that there is none from here on. A global function, so that
  * what calls it can do with less stack. `user` says who wrote the head: true if it was still that one afterwards. */
 __noinline int report_context(struct __sk_buff *skb, __u64 user, __u32 sent_seq, __u32 received_seq, __u32 known)
@@ -267,15 +280,10 @@ __noinline int report_context(struct __sk_buff *skb, __u64 user, __u32 sent_seq,
 	struct bpf_sock *sk;
 	void *ring;
 
-	sk = skb->sk;
-	if (!sk || !head || !enter(&context))
+	if (!head || !enter(&context) || !find_owner(skb, &sk, &owner))
 		return 1;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk)
-		return 1;
-	owner = bpf_sk_storage_get(&owners, sk, 0, 0);
 	tp = bpf_skc_to_tcp_sock(sk);
-	if (!owner || !tp)
+	if (!tp)
 		return 1;
 	record = reserve_context(&context, &ring, tp, owner);
 	if (!record)
@@ -309,14 +317,7 @@ __noinline int read_chunk(struct __sk_buff *skb, __u32 header_bytes, __u32 seq, 
 	struct bpf_sock *sk;
 	__u32 bytes, at;
 
-	sk = skb->sk;
-	if (!sk || !head)
-		return 0;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk)
-		return 0;
-	owner = bpf_sk_storage_get(&owners, sk, 0, 0);
-	if (!owner || skb->len < header_bytes)
+	if (!head || !find_owner(skb, &sk, &owner) || skb->len < header_bytes)
 		return 0;
 	bytes = skb->len - header_bytes;
 	moved = owner->stream;
@@ -467,14 +468,7 @@ __noinline int read_frames(struct __sk_buff *skb, __u32 header_bytes, __u32 seq,
 	struct bpf_sock *sk;
 	__u32 bytes;
 
-	sk = skb->sk;
-	if (!sk)
-		return 0;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk)
-		return 0;
-	owner = bpf_sk_storage_get(&owners, sk, 0, 0);
-	if (!owner || skb->len < header_bytes)
+	if (!find_owner(skb, &sk, &owner) || skb->len < header_bytes)
 		return 0;
 	bytes = skb->len - header_bytes;
 	stream = &owner->stream;

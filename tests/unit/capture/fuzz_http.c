@@ -755,31 +755,53 @@ static void run(const uint8_t *steps, size_t step_count, const uint8_t *stream, 
 	}
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+/* Takes an input apart, and starts a connection; false: it is none. */
+static bool begin(const uint8_t **data, size_t *size, size_t *steps)
 {
-	size_t steps;
-
-	if (size < 5)
-		return 0;
-	memcpy(&place.seq, data, 4);
-	steps = data[4] % 64;
-	data += 5;
-	size -= 5;
-	if (size < 3 * steps || size - 3 * steps > STREAM_BYTES)
-		return 0;
+	if (*size < 5)
+		return false;
+	memcpy(&place.seq, *data, 4);
+	*steps = (*data)[4] % 64;
+	*data += 5;
+	*size -= 5;
+	if (*size < 3 * *steps || *size - 3 * *steps > STREAM_BYTES)
+		return false;
+	*size -= 3 * *steps;
 	place.ack = ~place.seq;
 	place.delivered = place.host_sent = place.host_received = 0;
 	place.sent = place.seq & 1;
 	memset(&socket_owner, 0, sizeof(socket_owner));
-	memset(&seen, 0, sizeof(seen));
 	has_unfinished = false;
 	report_count = 0;
-	run(data, steps, data + 3 * steps, size - 3 * steps);
+	return true;
+}
+
+#ifndef ENTRY
+#define ENTRY LLVMFuzzerTestOneInput
+#endif
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int ENTRY(const uint8_t *data, size_t size)
+{
+	size_t steps;
+
+	if (!begin(&data, &size, &steps))
+		return 0;
+	memset(&seen, 0, sizeof(seen));
+	run(data, steps, data + 3 * steps, size);
 	return 0;
 }
 
 #ifdef PRINTS_REPORTS
-/* Reads inputs, a length of four bytes before each, and prints for each what is reported in the end. */
+static void print_hex(const uint8_t *bytes, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		printf("%02x", bytes[i]);
+}
+
+/* Reads inputs, a length of four bytes before each, and prints for each what is reported in the end: where in the
+ * stream, and the ids; none where a context ends. */
 int main(void)
 {
 	static uint8_t data[5 + 3 * 64 + STREAM_BYTES];
@@ -789,14 +811,14 @@ int main(void)
 		assert(size <= sizeof(data) && fread(data, 1, size, stdin) == size);
 		LLVMFuzzerTestOneInput(data, size);
 		for (size_t i = 0; i < report_count; i++) {
-			if (report_for(reports[i].at) != &reports[i])
+			const struct report *report = &reports[i];
+
+			if (!report->shared && report_for(report->at) != report)
 				continue;
-			printf("%zu:", reports[i].at);
-			for (int byte = 0; byte < 16 && reports[i].ids.origin; byte++)
-				printf("%02x", reports[i].ids.trace_id[byte]);
+			printf("%zu:", report->at);
+			print_hex(report->ids.trace_id, report->ids.origin ? 16 : 0);
 			printf(":");
-			for (int byte = 0; byte < 8 && reports[i].ids.origin; byte++)
-				printf("%02x", reports[i].ids.span_id[byte]);
+			print_hex(report->ids.span_id, report->ids.origin ? 8 : 0);
 			printf(" ");
 		}
 		printf("\n");

@@ -5,9 +5,8 @@
  *
  * Input: as fuzz_http.c takes it, the stream without the preface, which is put in front.
  */
-#define LLVMFuzzerTestOneInput fuzz_http
+#define ENTRY fuzz_http
 #include "fuzz_http.c"
-#undef LLVMFuzzerTestOneInput
 
 static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -143,49 +142,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static uint8_t stream[sizeof(preface) - 1 + STREAM_BYTES];
 	size_t steps;
 
-	if (size < 5)
+	if (!begin(&data, &size, &steps))
 		return 0;
-	memcpy(&place.seq, data, 4);
-	steps = data[4] % 64;
-	data += 5;
-	size -= 5;
-	if (size < 3 * steps || size - 3 * steps > STREAM_BYTES)
-		return 0;
-	place.ack = ~place.seq;
-	place.delivered = place.host_sent = place.host_received = 0;
-	place.sent = place.seq & 1;
-	memset(&socket_owner, 0, sizeof(socket_owner));
 	wanted_reports.begun = false;
-	wanted_reports.count = report_count = 0;
-	has_unfinished = false;
+	wanted_reports.count = 0;
 	memcpy(stream, preface, sizeof(preface) - 1);
-	memcpy(stream + sizeof(preface) - 1, data + 3 * steps, size - 3 * steps);
-	run_frames(data, steps, stream, sizeof(preface) - 1 + size - 3 * steps);
+	memcpy(stream + sizeof(preface) - 1, data + 3 * steps, size);
+	run_frames(data, steps, stream, sizeof(preface) - 1 + size);
 	return 0;
 }
-
-#ifdef PRINTS_FRAMES
-/* Reads inputs, a length of four bytes before each, and prints for each where in the stream ids were found, and these.
- */
-int main(void)
-{
-	static uint8_t data[5 + 3 * 64 + STREAM_BYTES];
-	uint32_t size;
-
-	while (fread(&size, sizeof(size), 1, stdin) == 1) {
-		assert(size <= sizeof(data) && fread(data, 1, size, stdin) == size);
-		LLVMFuzzerTestOneInput(data, size);
-		for (size_t i = 0; i < report_count; i++) {
-			printf("%zu:", reports[i].at);
-			for (int byte = 0; byte < 16; byte++)
-				printf("%02x", reports[i].ids.trace_id[byte]);
-			printf(":");
-			for (int byte = 0; byte < 8; byte++)
-				printf("%02x", reports[i].ids.span_id[byte]);
-			printf(" ");
-		}
-		printf("\n");
-	}
-	return 0;
-}
-#endif

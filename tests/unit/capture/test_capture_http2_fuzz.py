@@ -1,23 +1,27 @@
 """The probe's reading of HTTP/2 on the host, under sanitizers: against libFuzzer, and cut in every possible way."""
 
-import random
-import re
-import shutil
 import struct
-import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-BPF = HERE.parents[2] / "bpf"
-SECONDS = 5
-SANITIZED = ["-O1", "-g", "-Wall", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+from tests import fuzzing
+from tests.fuzzing import (
+    AGAIN,
+    ANSWER,
+    GAP,
+    LOADING,
+    LONG,
+    OVERLAP,
+    PEER,
+    REPORTING,
+    SEGMENT,
+    build,
+    case,
+)  # fmt: skip
 
-# Steps, as fuzz_http.c takes them.
-SEGMENT, LONG, AGAIN, OVERLAP, GAP, ANSWER, _, PEER = range(8)
-LOADING, REPORTING = 0x20, 0x40  # another program interrupts
+SECONDS = 5
 
 DATA, HEADERS, SETTINGS, CONTINUATION = 0, 1, 4, 9
 PADDED, PRIORITY = 0x08, 0x20
@@ -42,11 +46,6 @@ FIELD = literal()
 BLOCK = b"\x83\x86" + literal(b"/x.Y/Z", b":path", b"\x40") + FIELD + literal(b"a=b", b"tracestate")
 GREETING = frame(SETTINGS, bytes(36), 0) + frame(8, bytes(4), 0)
 CALL = frame(HEADERS, BLOCK) + frame(DATA, b"hello")
-
-
-def case(stream: bytes, *steps: tuple[int, int], seq: int = 1) -> bytes:
-    """An input of fuzz_http2.c: a stream behind the preface, and steps with their lengths."""
-    return struct.pack("<IB", seq, len(steps)) + b"".join(struct.pack("<BH", *step) for step in steps) + stream
 
 
 def blocks() -> list[bytes]:
@@ -83,49 +82,26 @@ def seeds() -> Iterator[bytes]:
     yield case(b"\xff\xff\xff\x01\x0c" + CALL * 3)
 
 
-DICTIONARY = [
+WORDS = [
     FIELD, FIELD[:14], VALUE, b"\x0btraceparent", b"\x0btra", b"\x37", GREETING, CALL, frame(SETTINGS), OTHER,
     frame(HEADERS), frame(HEADERS, FIELD)[:9], frame(HEADERS, bytes([0]), 12)[:10], bytes(3),
 ]  # fmt: skip
 
 
-def build(target: Path, *flags: str) -> Path:
-    clang = shutil.which("clang")
-    if not clang:
-        pytest.skip("needs clang, as the probe's build does")
-    subprocess.run([clang, *SANITIZED, *flags, f"-I{BPF}", str(HERE / "fuzz_http2.c"), "-o", str(target)], check=True)
-    return target
-
-
 def test_no_frames_mislead_the_probe(tmp_path: Path) -> None:
     """For a bounded time: exactly the ids that a slow parser sees at the same places, and no stray read."""
-    target, corpus, dictionary = build(tmp_path / "fuzz", "-fsanitize=fuzzer"), tmp_path / "corpus", tmp_path / "words"
-    corpus.mkdir()
-    for number, seed in enumerate(seeds()):
-        (corpus / str(number)).write_bytes(seed)
-    dictionary.write_text("".join('"%s"\n' % "".join(f"\\x{c:02x}" for c in word) for word in DICTIONARY))
-    done = subprocess.run(
-        [target, f"-max_total_time={SECONDS}", "-max_len=9000", f"-seed={random.randrange(1, 1 << 31)}",
-         f"-dict={dictionary}", f"-artifact_prefix={tmp_path}/", "-print_final_stats=1", str(corpus)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert int(re.findall(r"number_of_executed_units:\s*(\d+)", done.stderr)[0]) > 5_000
+    assert fuzzing.fuzz("fuzz_http2.c", tmp_path, seeds(), seconds=SECONDS, words=WORDS) > 5_000
 
 
 def reported(driver: Path, inputs: Iterable[bytes]) -> list[dict[int, str]]:
     """By input: where behind the preface a frame begins of which ids were reported, and these."""
-    data = b"".join(struct.pack("<I", len(one)) + one for one in inputs)
-    done = subprocess.run([driver], input=data, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    lines = [[report.split(":", 1) for report in line.split()] for line in done.stdout.decode().splitlines()]
-    return [{int(at) - PREFACE_BYTES: ids for at, ids in line} for line in lines]
+    return [{at - PREFACE_BYTES: ids for at, ids in found.items()} for found in fuzzing.reported(driver, inputs)]
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prints what is reported."""
-    return build(tmp_path_factory.mktemp("http2") / "driver", "-DPRINTS_FRAMES")
+    return build("fuzz_http2.c", tmp_path_factory.mktemp("http2") / "driver", "-DPRINTS_REPORTS")
 
 
 def test_ids_are_found_wherever_their_block_is_whole(driver: Path) -> None:

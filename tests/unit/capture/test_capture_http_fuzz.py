@@ -1,24 +1,29 @@
 """The probe's reading of HTTP heads on the host, under sanitizers: against libFuzzer, and cut in every possible way."""
 
 import itertools
-import random
-import re
-import shutil
-import struct
-import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-BPF = HERE.parents[2] / "bpf"
-SECONDS = 10
-SANITIZED = ["-O1", "-g", "-Wall", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+from tests import fuzzing
+from tests.fuzzing import (
+    AGAIN,
+    ANNOUNCE,
+    ANSWER,
+    GAP,
+    KEEPING,
+    LOADING,
+    LONG,
+    OVERLAP,
+    PEER,
+    REPORTING,
+    SEGMENT,
+    build,
+    reported,
+)  # fmt: skip
 
-# Steps, as fuzz_http.c takes them.
-SEGMENT, LONG, AGAIN, OVERLAP, GAP, ANSWER, ANNOUNCE, PEER = range(8)
-LOADING, REPORTING, KEEPING = 0x20, 0x40, 0x80  # another program interrupts
+SECONDS = 10
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 OTHER_TRACE, OTHER_SPAN = "80f198ee56343ba864fe8b2a57d3eff7", "e457b5a2e4d86bd1"
@@ -30,7 +35,7 @@ IDS, OTHER_IDS = f"{TRACE}:{SPAN}", f"{OTHER_TRACE}:{OTHER_SPAN}"
 
 def case(stream: str, *steps: tuple[int, int], seq: int = 1) -> bytes:
     """An input of fuzz_http.c: a stream, and steps with their lengths."""
-    return struct.pack("<IB", seq, len(steps)) + b"".join(struct.pack("<BH", *step) for step in steps) + stream.encode()
+    return fuzzing.case(stream.encode(), *steps, seq=seq)
 
 
 def get(*headers: str, target: str = "/") -> str:
@@ -111,48 +116,20 @@ def seeds() -> Iterator[bytes]:
         yield case(stream, *((SEGMENT, 1 + i) for i in range(20)))
 
 
-DICTIONARY = [
+WORDS = [word.encode() for word in (
     "traceparent:", "tracestate:", "b3:", "Content-Length: ", "Transfer-Encoding: ", "GET ", "POST ", "PUT ", "PRI ",
     " HTTP/1.1\r\n", " HTTP/1.0\n", "\r\n", "\r\n\r\n", "\n\n", "\r\n ", "\t", "-00", "-01", "-d", "00-", "ff-",
     TRACE, SPAN, TRACEPARENT, OTHER, B3, get(TRACEPARENT), post("12345"), "0" * 16, " " * 8,
-]  # fmt: skip
-
-
-def build(target: Path, *flags: str) -> Path:
-    clang = shutil.which("clang")
-    if not clang:
-        pytest.skip("needs clang, as the probe's build does")
-    subprocess.run([clang, *SANITIZED, *flags, f"-I{BPF}", str(HERE / "fuzz_http.c"), "-o", str(target)], check=True)
-    return target
+)]  # fmt: skip
 
 
 def test_no_stream_misleads_the_probe(tmp_path: Path) -> None:
     """For a bounded time: no ids that a slow parser of the whole stream does not see, none missed, no stray read."""
-    target, corpus, dictionary = build(tmp_path / "fuzz", "-fsanitize=fuzzer"), tmp_path / "corpus", tmp_path / "words"
-    corpus.mkdir()
-    for number, seed in enumerate(seeds()):
-        (corpus / str(number)).write_bytes(seed)
-    dictionary.write_text("".join('"%s"\n' % "".join("\\x%02x" % ord(c) for c in word) for word in DICTIONARY))
-    done = subprocess.run(
-        [target, f"-max_total_time={SECONDS}", "-max_len=9000", f"-seed={random.randrange(1, 1 << 31)}",
-         f"-dict={dictionary}", f"-artifact_prefix={tmp_path}/", "-print_final_stats=1", str(corpus)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert int(re.findall(r"number_of_executed_units:\s*(\d+)", done.stderr)[0]) > 10_000
+    assert fuzzing.fuzz("fuzz_http.c", tmp_path, seeds(), seconds=SECONDS, words=WORDS) > 10_000
 
 
 def pieces(stream: str, cuts: tuple[int, ...]) -> bytes:
     return case(stream, *((LONG, end - start) for start, end in itertools.pairwise((0, *cuts))))
-
-
-def reported(driver: Path, inputs: Iterable[bytes]) -> list[dict[int, str]]:
-    """By input: where a request begins of which ids were reported, and these."""
-    frames = b"".join(struct.pack("<I", len(data)) + data for data in inputs)
-    done = subprocess.run([driver], input=frames, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    lines = [[report.split(":", 1) for report in line.split()] for line in done.stdout.decode().splitlines()]
-    return [{int(at): ids for at, ids in line if ids != ":"} for line in lines]
 
 
 def expected(requests: list[tuple[str, str]], cuts: tuple[int, ...]) -> dict[int, str]:
@@ -187,7 +164,10 @@ def test_it_does_not_matter_where_a_head_is_cut(
     tmp_path: Path, requests: list[tuple[str, str]], most_cuts: int
 ) -> None:
     """In one, two and three segments, cut anywhere: the same ids, at the request's first byte."""
-    driver, stream = build(tmp_path / "driver", "-DPRINTS_REPORTS"), "".join(request for request, _ in requests)
+    driver, stream = (
+        build("fuzz_http.c", tmp_path / "driver", "-DPRINTS_REPORTS"),
+        "".join(request for request, _ in requests),
+    )
     all_cuts = [cuts for n in range(most_cuts + 1) for cuts in itertools.combinations(range(1, len(stream)), n)]
     found = reported(driver, (pieces(stream, cuts) for cuts in all_cuts))
     assert len(found) == len(all_cuts)

@@ -1,16 +1,10 @@
 """The probe's packet code on the host, under sanitizers, against whatever libFuzzer thinks of."""
 
-import random
-import re
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 
-import pytest
+from tests import fuzzing
 
-HERE = Path(__file__).parent
-BPF = HERE.parents[2] / "bpf"
 SECONDS = 10
 TCP = struct.pack("!HHIIBBHHH", 443, 50000, 1, 2, 5 << 4, 0x18, 512, 0, 0)
 
@@ -34,19 +28,4 @@ def seeds() -> list[bytes]:
 
 def test_no_packet_misleads_the_probe(tmp_path: Path) -> None:
     """For a bounded time: no read out of bounds, and all that is decoded stands in the packet."""
-    clang = shutil.which("clang")
-    if not clang:
-        pytest.skip("needs clang, as the probe's build does")
-    target, corpus = tmp_path / "fuzz", tmp_path / "corpus"
-    flags = ["-O1", "-g", "-Wall", "-Werror", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined"]
-    subprocess.run([clang, *flags, f"-I{BPF}", str(HERE / "fuzz_packet.c"), "-o", str(target)], check=True)
-    corpus.mkdir()
-    for number, seed in enumerate(seeds()):
-        (corpus / str(number)).write_bytes(seed)
-    done = subprocess.run(
-        [target, f"-max_total_time={SECONDS}", "-max_len=256", f"-seed={random.randrange(1, 1 << 31)}",
-         f"-artifact_prefix={tmp_path}/", "-print_final_stats=1", str(corpus)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert int(re.findall(r"number_of_executed_units:\s*(\d+)", done.stderr)[0]) > 100_000
+    assert fuzzing.fuzz("fuzz_packet.c", tmp_path, seeds(), seconds=SECONDS, longest_bytes=256) > 100_000
