@@ -60,12 +60,16 @@ static void settle_waiting(struct following *following, struct place *place)
 	}
 }
 
-static inline void finish(struct place *place, const struct tcpio_record *record)
+static void finish(const struct table *table, struct place *place, struct contexts *row,
+		   const struct tcpio_record *record)
 {
 	int direction = record->packet.direction;
+	__u32 end = record->packet.seq + record->packet.payload_bytes;
 
-	place->fin[direction] = record->packet.seq + record->packet.payload_bytes + 1;
+	place->fin[direction] = end + 1;
 	place->finished |= (__u8)(1 << direction);
+	if (row && row->count[direction])
+		reach(table->requests, newest(row, direction), direction, end);
 }
 
 /* Notes how far data has come; true when it is new and was sent. No branch asks for the direction: it cannot be
@@ -202,7 +206,7 @@ void tcpio_follow(const struct table *table, const struct tcpio_record *records,
 			exchange->lost++;
 		}
 		if (record->packet.flags & FLAG_FIN)
-			finish(place, record);
+			finish(&tables, place, row, record);
 		fresh = advance(place, record);
 		if (place->answers && record->packet.payload_bytes && await(place, row, record, fresh)) {
 			place->answers = ANSWERS_NEVER;

@@ -68,11 +68,14 @@ static __always_inline void see(struct request *request, const struct tcpio_reco
 			if (request->unplaced && direction == RECEIVED)
 				request->begin[direction] = request->end[direction] = span->from;
 		}
+		/* What is missing before it was lost on its way, and comes yet. */
 		if (before(request->end[direction], span->to)) {
-			request->payload[direction] +=
-				span->to -
-				(before(request->end[direction], span->from) ? span->from : request->end[direction]);
+			request->payload[direction] += span->to - request->end[direction];
 			request->end[direction] = span->to;
+		}
+		if (request->unplaced && direction == RECEIVED && before(span->from, request->begin[direction])) {
+			request->payload[direction] += request->begin[direction] - span->from;
+			request->begin[direction] = span->from;
 		}
 	}
 }

@@ -52,6 +52,27 @@ static void supersede(struct request *requests, struct contexts *row, __u64 now_
 		}
 }
 
+/* Up to `seq` all is this context's, also what came before anybody knew whose it was. */
+static void reach(struct request *requests, const struct border *border, int direction, __u32 seq)
+{
+	struct request *request = &requests[border->number];
+
+	if (border->number < NUMBER_FIRST || !before(request->end[direction], seq) ||
+	    (request->unplaced && direction == RECEIVED))
+		return;
+	request->payload[direction] += seq - request->end[direction];
+	request->end[direction] = seq;
+}
+
+/* A border was placed at `seq`: what lies before it is the older one's. */
+static void complete(struct request *requests, const struct contexts *row, int direction, __u32 seq)
+{
+	__u32 older = border_of(row, direction, seq) + 1;
+
+	if (older < row->count[direction])
+		reach(requests, &row->borders[older][direction], direction, seq);
+}
+
 /* From here on nothing is known, in both directions. */
 static void lose_track(const struct table *table, struct contexts *row, const struct tcpio_record *record)
 {
@@ -185,6 +206,8 @@ static int learn(const struct table *table, struct place *place, struct contexts
 		border.from_start = direction == RECEIVED && from_start && !row->count[RECEIVED];
 		there[direction] = place_border(table->requests, row, direction, border);
 		begun[direction] = !there[direction];
+		if (begun[direction])
+			complete(table->requests, row, direction, begin[direction]);
 	}
 	for (int direction = 0; direction < DIRECTIONS; direction++) {
 		struct border *border = there[direction];
@@ -204,6 +227,9 @@ static int learn(const struct table *table, struct place *place, struct contexts
 		used |= last && known && last->number == number;
 		if (last)
 			table->requests[last->number].superseded_ns = 0;
+		/* A server is told when it has read its request: so much of it has come already. */
+		if (last && server && direction == RECEIVED && last->number == number)
+			reach(table->requests, last, direction, record->context.received_seq);
 	}
 	return used || (known && row->shared);
 }

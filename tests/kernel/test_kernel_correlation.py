@@ -34,6 +34,7 @@ class Verdict:
     """What each packet's ids are, compared with whose bytes it carried or confirmed."""
 
     def __init__(self, journals: list[Journal], records: list[dict[str, Any]], port: int) -> None:
+        self._port = port
         self.right = self.own = 0
         self.wrong: list[str] = []
         self.unknown: Counter[str] = Counter()
@@ -45,9 +46,9 @@ class Verdict:
         for record in records:
             if "SYN" in record["tcp.flags"]:
                 sent = record["network.io.direction"] == "transmit"
-                self._isn[self._end(record, port)[0], self._end(record, port)[1] == sent] = record["tcp.seq"]
+                self._isn[self.end(record)[0], self.end(record)[1] == sent] = record["tcp.seq"]
         for record in records:
-            self._judge(record, *self._end(record, port))
+            self._judge(record, *self.end(record))
 
     def __str__(self) -> str:
         return (
@@ -55,9 +56,9 @@ class Verdict:
             f"retransmits {self.retransmits}"
         )
 
-    @staticmethod
-    def _end(record: dict[str, Any], port: int) -> tuple[int, bool]:
-        server = record["network.local.port"] == port
+    def end(self, record: dict[str, Any]) -> tuple[int, bool]:
+        """Which end of which connection a record is about: the client's port, and whether it is the server's."""
+        server = record["network.local.port"] == self._port
         return record["network.peer.port" if server else "network.local.port"], server
 
     def _judge(self, record: dict[str, Any], client_port: int, server: bool) -> None:
@@ -146,7 +147,8 @@ def test_every_packet_of_a_thousand_requests_is_its_own_requests(mode: str, tmp_
     for journal in traffic.journals:
         for entry in journal.entries:
             served[journal.client_port, journal.server].add(entry.ids)
-    told = Counter((record["traceId"], record["spanId"]) for record in records if record["eventName"] == "tcp.request")
+    summaries = [record for record in records if record["eventName"] == "tcp.request"]
+    told = Counter((record["traceId"], record["spanId"]) for record in summaries)
     if mode != "header-and-tags":  # there a server's request may begin under the client's span
         assert set(told) == set.union(*served.values())
     links = defaultdict(set)
@@ -158,3 +160,20 @@ def test_every_packet_of_a_thousand_requests_is_its_own_requests(mode: str, tmp_
         unseen = ids - verdict.joined[end]
         assert len(unseen) <= 1, unseen  # what completed the handshake at a server: then all of it is unknown
         assert ids - unseen <= links[end], (end, ids - links[end])
+
+    counted = {
+        (*verdict.end(record), record["traceId"], record["spanId"]): (
+            record["tcp.bytes.sent"], record["tcp.bytes.received"]
+        )
+        for record in summaries
+    }  # fmt: skip
+    for journal in traffic.journals:
+        end = journal.client_port, journal.server
+        # Under TLS the first request may have come with the handshake, and nobody knows where in the stream it begins.
+        for entry in journal.entries[1 if MODES[mode]["tls"] else 0 :]:
+            if entry.ids in verdict.joined[end]:
+                assert counted[(*end, *entry.ids)] == (_size(entry.sent), _size(entry.received))
+
+
+def _size(offsets: tuple[int, int]) -> int:
+    return offsets[1] - offsets[0]

@@ -150,6 +150,39 @@ def test_a_retransmit_is_its_requests_whenever_it_is_sent() -> None:
     assert [request.bytes_sent for request in found.requests] == [100, 100]
 
 
+def test_bytes_that_were_lost_are_counted_once_they_come() -> None:
+    """A gap in what comes is filled by the retransmit, and is part of the sum, each byte once."""
+    end = client().serves(ids(1), 1, 1).sends("PA", 1, 1, 100)
+    end.gets("PA", 51, 101, 50).gets("PA", 1, 101, 50).gets("PA", 51, 101, 50).sends("A", 101, 101)
+    (request,) = served(told(end)).requests
+    assert (request.bytes_received, request.packets_received) == (100, 3)
+
+
+@pytest.mark.parametrize("last", ["request", "fin"])
+def test_what_came_before_its_head_is_counted_with_it(last: str) -> None:
+    """A body that overtook its head is told by no packet, but by where the next request or the stream's end is."""
+    end = server().gets("PA", 101, 1, 200).serves(ids(1), 1, 1).gets("PA", 1, 1, 100)
+    end.sends("PA", 1, 301, 10).gets("A", 301, 11)
+    if last == "fin":
+        end.gets("FA", 301, 11)
+    else:
+        end.serves(ids(2), 11, 301).gets("PA", 301, 11, 100)
+    found = served(told(end))
+    assert (found.requests[0].bytes_received, found.requests[0].bytes_sent) == (300, 10)
+
+
+def test_a_server_is_told_of_what_it_has_read() -> None:
+    """Its tag takes over what the request's head had said, with all that had come for it."""
+    end = server().gets("PA", 1, 1, 10).sends("PA", 1, 11, 10)
+    end.serves(ids(1), 11, 11).gets("PA", 11, 11, 100).serves(ids(2), 11, 111, origin=Origin.TAG).sends(
+        "PA", 11, 111, 20
+    )
+    found = served(told(end))
+    assert found.packets[-1] == ids(2)
+    (request,) = (request for request in found.requests if request.link.span_id == ids(2)[1])
+    assert (request.bytes_received, request.bytes_sent) == (100, 20)
+
+
 def test_a_segment_over_two_requests_names_both() -> None:
     """A super-packet reaches over both; each is given its own bytes."""
     end = client().serves(ids(1), 1, 1).serves(ids(2), 101, 1).sends("PA", 1, 1, 150)
