@@ -57,8 +57,9 @@ _NEVER, _LATE, _PERHAPS = range(3)
 """`enum answers` of contexts.h: whether what a connection receives gets its context later."""
 
 SWEEP_NS = 100_000_000
-SETTLE_NS = 1_000_000_000
-"""How long a request that was followed by another may still be acknowledged, or its retransmits arrive."""
+SETTLED_NS, UNSETTLED_NS = 500_000_000, 2_000_000_000
+"""For how long nothing is heard of a request that was followed by another before it is summed up: where all of it was
+acknowledged, when a retransmit can still cross the acknowledgement; and where it was not."""
 
 _FREE, _LIVE, _TOLD = range(3)
 """States of a request: told means that its figures were reported, and more may come."""
@@ -309,11 +310,12 @@ class ContextTable:
         now_ns = np.uint64(batch.now_ns)
         gone = self._flows["born"][requests["slot"]] != requests["born"]
         live = state == _LIVE
-        done = (requests["begin"] != requests["end"]) & ((requests["acked"] - requests["end"]).astype(np.int32) >= 0)
+        acked = (requests["begin"] != requests["end"]) & ((requests["acked"] - requests["end"]).astype(np.int32) >= 0)
+        done = acked.all(axis=1)
         superseded = requests["superseded_ns"]
-        over = (superseded != 0) & (done.all(axis=1) | (superseded + np.uint64(SETTLE_NS) <= now_ns))
-        heard = np.maximum(requests["last_ns"], requests["began_ns"])
-        quiet = done.all(axis=1) & (heard + np.uint64(self._quiet_ns) <= now_ns)
+        heard = np.maximum(np.maximum(requests["last_ns"], requests["began_ns"]), superseded)
+        over = (superseded != 0) & (heard + np.where(done, SETTLED_NS, UNSETTLED_NS).astype(np.uint64) <= now_ns)
+        quiet = done & (heard + np.uint64(self._quiet_ns) <= now_ns)
         # One of several has no bytes of its own: there is nothing to wait for.
         shared = live & (requests["marks"] & ContextMark.SHARED != 0)
         for number in np.flatnonzero(live & (over | quiet | gone | shared)).tolist():

@@ -33,8 +33,8 @@ def losing(chance: random.Random) -> Any:
 class Verdict:
     """What each packet's ids are, compared with whose bytes it carried or confirmed."""
 
-    def __init__(self, journals: list[Journal], records: list[dict[str, Any]], port: int) -> None:
-        self._port = port
+    def __init__(self, journals: list[Journal], records: list[dict[str, Any]], server: tuple[str, int]) -> None:
+        self._server = server
         self.right = self.own = 0
         self.wrong: list[str] = []
         self.unknown: Counter[str] = Counter()
@@ -58,7 +58,7 @@ class Verdict:
 
     def end(self, record: dict[str, Any]) -> tuple[int, bool]:
         """Which end of which connection a record is about: the client's port, and whether it is the server's."""
-        server = record["network.local.port"] == self._port
+        server = (record["network.local.address"], record["network.local.port"]) == self._server
         return record["network.peer.port" if server else "network.local.port"], server
 
     def _judge(self, record: dict[str, Any], client_port: int, server: bool) -> None:
@@ -133,7 +133,7 @@ def test_every_packet_of_a_thousand_requests_is_its_own_requests(mode: str, tmp_
             assert running.stop() == 0
     records = logs_with_ids(tmp_path / "out")
     packets = [record for record in records if record["eventName"] == "tcp.packet"]
-    verdict = Verdict(traffic.journals, packets, lane.ports)
+    verdict = Verdict(traffic.journals, packets, (lane.server_address, lane.ports))
     with capsys.disabled():
         print(verdict)  # noqa: T201
     assert not verdict.wrong, verdict.wrong[:5]
@@ -161,6 +161,7 @@ def test_every_packet_of_a_thousand_requests_is_its_own_requests(mode: str, tmp_
         assert len(unseen) <= 1, unseen  # what completed the handshake at a server: then all of it is unknown
         assert ids - unseen <= links[end], (end, ids - links[end])
 
+    _compare_sums(verdict, packets, summaries)
     counted = {
         (*verdict.end(record), record["traceId"], record["spanId"]): (
             record["tcp.bytes.sent"], record["tcp.bytes.received"]
@@ -173,6 +174,27 @@ def test_every_packet_of_a_thousand_requests_is_its_own_requests(mode: str, tmp_
         for entry in journal.entries[1 if MODES[mode]["tls"] else 0 :]:
             if entry.ids in verdict.joined[end]:
                 assert counted[(*end, *entry.ids)] == (_size(entry.sent), _size(entry.received))
+
+
+def _compare_sums(verdict: Verdict, packets: list[dict[str, Any]], summaries: list[dict[str, Any]]) -> None:
+    """Segments and retransmits by request, added up from packets: all but what came long after all was acknowledged."""
+    added: Counter[tuple[Any, ...]] = Counter()
+    for record in packets:
+        ids = {
+            (record["traceId"], record["spanId"]),
+            *(tuple(one.split("-")) for one in record.get("tcp.contexts", ())),
+        }
+        for one in ids:
+            segments = record.get("tcp.gso.segments", 1)
+            added[(*verdict.end(record), *one, record["network.io.direction"])] += segments
+            added[(*verdict.end(record), *one, "again")] += segments * ("tcp.retransmit" in record)
+    late = 0
+    for record in summaries:
+        end = *verdict.end(record), record["traceId"], record["spanId"]
+        for key, name in (("transmit", "packets.sent"), ("receive", "packets.received"), ("again", "retransmits")):
+            assert record[f"tcp.{name}"] <= added[*end, key]
+            late += record[f"tcp.{name}"] < added[*end, key]
+    assert late <= len(summaries) / 100
 
 
 def _size(offsets: tuple[int, int]) -> int:
