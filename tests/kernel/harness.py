@@ -154,13 +154,13 @@ def logs(directory: Path) -> list[dict[str, Any]]:
 
 
 def logs_with_ids(directory: Path) -> list[dict[str, Any]]:
-    """The same, with name, body and ids among them."""
+    """The same, with name, time, body and ids among them."""
     found = _items(directory, "logs", "resourceLogs", "scopeLogs", "logRecords")
     kept = ("eventName", "traceId", "spanId")
     return [
         plain(record["attributes"])
         | {name: record.get(name, "") for name in kept}
-        | {"body": record["body"]["stringValue"]}
+        | {"body": record["body"]["stringValue"], "time_ns": int(record["timeUnixNano"])}
         for record in found
     ]
 
