@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from tcpio_otel.capture.control import ContextSources, Filters
 from tcpio_otel.capture.libbpf import INSTRUCTION, Library
 from tcpio_otel.capture.loaders import Loader
 from tcpio_otel.capture.probe import Probe, cgroup_root
+from tests.kernel import hosts
 from tests.kernel.harness import AGENT, Agent, Namespace, agent, attached, logs, segments, spans, wait_for
 from tests.kernel.tagging import IDLE_TAGS, LEVEL, OTHER, REFUSED, TAKEN, connection, give
 
@@ -394,4 +396,9 @@ def missing_and_extra(directory: Path, capture: Path) -> tuple[int, int]:
          if "tcp.seq" in log and (log["network.local.port"], log["network.peer.port"]) in ports]
     )  # fmt: skip
     assert theirs
-    return (theirs - ours).total(), (ours - theirs).total()
+    missing = theirs - ours
+    if hosts.KERNEL < (5, 17):  # of two received ones that are wholly alike the second may be missing
+        missing = Counter(
+            {segment: n for segment, n in missing.items() if segment[0] != "receive" or not ours[segment]}
+        )
+    return missing.total(), (ours - theirs).total()
