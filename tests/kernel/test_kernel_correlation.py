@@ -201,7 +201,7 @@ def _compare_sums(verdict: Verdict, packets: list[dict[str, Any]], summaries: li
             late += 1
         elif mode in ("header", "tags"):  # in the others, an end's request can be two, or have what TLS says for itself
             _compare_times(summary, own)
-    assert late <= len(summaries) / 100
+    assert late <= len(summaries) / 20  # one of thousands, but where everything takes long
 
 
 def _compare_times(summary: dict[str, Any], packets: list[dict[str, Any]]) -> None:
@@ -211,13 +211,14 @@ def _compare_times(summary: dict[str, Any], packets: list[dict[str, Any]]) -> No
             if record["tcp.payload.size"] and record["network.io.direction"] == direction)
         for direction in ("transmit", "receive")
     ]  # fmt: skip
-    assert summary["time_ns"] == min(first)
+    # Each batch has its own look at how far Unix time is from the records' clock, which is being put right.
+    assert summary["time_ns"] == pytest.approx(min(first), abs=100_000)
     for name, nanoseconds in (
         ("duration", times[-1] - min(first)),
         ("longest_gap", max(later - earlier for earlier, later in pairwise(times))),
         ("time_to_first_byte", max(first) - min(first)),
     ):
-        assert summary[f"tcp.request.{name}"] == pytest.approx(nanoseconds / 1e9, abs=1e-6), name
+        assert summary[f"tcp.request.{name}"] == pytest.approx(nanoseconds / 1e9, abs=1e-4), name
 
 
 def _size(offsets: tuple[int, int]) -> int:
