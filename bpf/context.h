@@ -567,16 +567,17 @@ static __always_inline bool is_first_data(const struct tcpio_headers *headers, _
 }
 
 /* Does the first request that is seen of a connection begin with this segment, or in front of it, as its answer says? A
- * connection whose start was seen is looked at for a while, and then is no HTTP. */
+ * connection whose start was seen is looked at for a while, and then is no HTTP: how often so far is kept in place of
+ * the facts that there are none of yet. */
 static __always_inline bool opens_connection(struct __sk_buff *skb, const struct tcpio_headers *headers, __u8 direction,
 					     struct tcpio_stream *stream, const struct tcp_sock *tp)
 {
 	__u32 bytes = skb->len - headers->header_bytes, word = 0;
 	bool first = is_first_data(headers, bytes, direction, tp);
 
-	if (first || stream->looks)
-		stream->looks++;
-	if (stream->looks > LOOKS) {
+	if (first || stream->facts)
+		stream->facts++;
+	if (stream->facts > LOOKS) {
 		stream->state = TCPIO_STREAM_OTHER;
 		return false;
 	}

@@ -371,10 +371,7 @@ struct tcpio_stream {
 	__u8 state;	 /* enum tcpio_stream_state */
 	__u8 direction;	 /* 1 + enum tcpio_direction of requests; 0: not known */
 	__u8 in_context; /* a context was reported, and its end was not */
-	union {
-		__u8 facts; /* enum tcpio_head_fact of the head so far, those that outlast a chunk */
-		__u8 looks; /* while it is unknown: segments looked at in vain; 0: its start was not seen */
-	};
+	__u8 facts;	 /* enum tcpio_head_fact of the head so far, those that outlast a chunk; see also LOOKS */
 };
 
 /* Does a segment come before what should begin at `next`? Then that is on its way, and nothing can be read before. */
