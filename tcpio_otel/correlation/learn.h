@@ -15,10 +15,9 @@ static int rank(__u8 origin)
 static struct border *place_border(struct request *requests, struct contexts *row, int direction, struct border border)
 {
 	__u32 age = border_of(row, direction, border.seq), *count = &row->count[direction];
-	struct border *found = &row->borders[age][direction];
 
-	if (age < *count && found->seq == border.seq)
-		return found;
+	if (age < *count && row->borders[age][direction].seq == border.seq)
+		return &row->borders[age][direction];
 	if (*count == KEPT) {
 		if (age == *count)
 			return NULL; /* older than all that are kept */
