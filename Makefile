@@ -9,7 +9,7 @@ PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev python3-venv
 TEST_PACKAGES := python3-bpfcc tcpdump iproute2 ethtool nftables libclang-rt-dev
 MATRIX_PACKAGES := qemu-system-x86 busybox-static kmod e2fsprogs
 
-SOURCES := $(wildcard bpf/*.h bpf/*.c tcpio_otel/*.h tcpio_otel/*/*.c)
+SOURCES := $(wildcard bpf/*.h bpf/*.c tcpio_otel/*.h tcpio_otel/*/*.c tcpio_otel/*/*.h)
 # What `run` is given, as in `make run ARGS="--port 443"`.
 ARGS ?=
 
