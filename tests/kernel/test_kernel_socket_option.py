@@ -368,13 +368,13 @@ def test_a_flood_from_many_connections_costs_no_other_a_packet_unseen(tmp_path: 
     with attached_agent(tmp_path) as running, ExitStack() as stack:
         floods = []
         for port in ports:
-            command = [*("ip", "netns", "exec", namespace.name), sys.executable, str(TAGGING), "flood_many", port, "16"]
+            command = [*("ip", "netns", "exec", namespace.name), sys.executable, str(TAGGING), "flood_many", port, "64"]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             floods.append(stack.enter_context(process))
             assert process.stdout is not None
             assert process.stdout.readline() == "flooding\n"
         with namespace.tcpdump(capture, "tcp and not portrange 4242-4243"):
-            namespace.traffic("exchange", "4", "30", "100", "20000")
+            namespace.traffic("exchange", "4", "100", "100", "20000")
         counted = [json.loads(process.communicate("")[0]) for process in floods]
         assert running.stop() == 0
     ledger = running.ledger()
