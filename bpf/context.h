@@ -19,8 +19,9 @@
 /* Tags in a row with nothing sent or received in between; what comes beyond is a program that floods us. */
 #define IDLE_TAGS 8
 
-#define LOOKS                                                                                                          \
-	32 /* at segments with data, from a connection's first on, before it is no HTTP: a proxy may speak first */
+/* At segments with data, from a connection's first on, before it is no HTTP: a proxy may speak first. */
+#define LOOKS 32
+
 #define CHUNKS 6   /* of one segment: as many requests, or so much of a long head */
 #define FRAMES 128 /* in a chunk of HTTP/2: 64 KiB hold more, but not of small requests as programs send them */
 

@@ -114,6 +114,17 @@ def point(rows: Rows, data: NDArray[Any], lengths: NDArray[np.int64]) -> None:
     rows.width = data.nbytes // max(1, len(data))
 
 
+def address(array: NDArray[Any], dtype: np.dtype[Any]) -> int:
+    """Where an array lies that C takes for one of `dtype`; ctypes' own check of that takes as long as many records do.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if (array.dtype is not dtype and array.dtype != dtype) or not array.flags.c_contiguous:
+        raise TypeError(f"not a contiguous array of {dtype}: {array.dtype}, strides {array.strides}")
+    return array.ctypes.data
+
+
 def load(path: Path) -> Any:
     """The functions of a library, with their types.
 

@@ -36,7 +36,6 @@ from tcpio_otel.correlation.layout import (
     Records,
     Room,
     Table,
-    address,
     grown,
     lines,
 )
@@ -171,8 +170,8 @@ class ContextTable:
             None if skipped is None else skipped.ctypes.data, room.joined(), 0, 0, self._passes,
         )  # fmt: skip
         native.library.tcpio_follow(
-            ctypes.byref(self._table), address(records, RECORD), address(all_slots, np.dtype(np.int64)), count,
-            ahead, ctypes.byref(exchange),
+            ctypes.byref(self._table), native.address(records, RECORD), native.address(all_slots, np.dtype(np.int64)),
+            count, ahead, ctypes.byref(exchange),
         )  # fmt: skip
         self.lost += exchange.lost
         if len(contexts):
@@ -199,7 +198,7 @@ class ContextTable:
         ]
         self._places[slots] = fresh
 
-    def _contexts(self, room: "Room", joined: Joined, count: int) -> Contexts | None:
+    def _contexts(self, room: Room, joined: Joined, count: int) -> Contexts | None:
         """What C has found, with the ids of the sets."""
         if not joined.joined:
             return None

@@ -2,7 +2,6 @@
 
 import ctypes
 from ctypes import c_uint64, c_void_p
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,17 +71,6 @@ class Exchange(ctypes.Structure):
         ("joined", Joined),
         *((name, c_uint64) for name in ("rows_used", "lost", "pass")),
     )
-
-
-def address(array: NDArray[Any], dtype: np.dtype[Any]) -> int:
-    """Where an array lies that C takes for one of `dtype`; ctypes' own check of that takes as long as many records do.
-
-    Raises:
-        TypeError: it is something else.
-    """
-    if (array.dtype is not dtype and array.dtype != dtype) or not array.flags.c_contiguous:
-        raise TypeError(f"not a contiguous array of {dtype}: {array.dtype}, strides {array.strides}")
-    return array.ctypes.data
 
 
 def lines(count: int, dtype: np.dtype[np.void]) -> Records:

@@ -90,11 +90,9 @@ def in_order(records: np.ndarray, slots: np.ndarray) -> None:
     records["seq"], records["ack"] = np.array(numbers).T
 
 
-def contexts_of(records: np.ndarray, table: ConnectionTable, *, begun: bool) -> ContextTable:
-    """What follows the contexts of the connections of `records`: each has one under way, or none ever had one."""
+def in_contexts(records: np.ndarray, table: ConnectionTable) -> ContextTable:
+    """Contexts of the connections of `records`, each with one under way in both directions."""
     contexts = ContextTable(quiet_ns=10**18)
-    if not begun:
-        return contexts
     _, first = np.unique(np.stack([records["local_port"], records["peer_port"]]), axis=1, return_index=True)
     beginnings = records.view("V160")[first].copy().view(RECORD)
     beginnings["kind"], beginnings["origin"], beginnings["serial"] = Kind.CONTEXT, Origin.TRACEPARENT, 1
@@ -148,10 +146,10 @@ class Sdk:
         self._provider.force_flush()
 
 
-def correlated(records: np.ndarray, *, begun: bool) -> Callable[[slice], Items]:
+def correlated(records: np.ndarray, *, inside: bool) -> Callable[[slice], Items]:
     """From a drained batch to encoded bytes, with what correlation does in between."""
     table, encoder = established(records), PacketLogEncoder({})
-    contexts = contexts_of(records, table, begun=begun)
+    contexts = in_contexts(records, table) if inside else ContextTable(quiet_ns=10**18)
 
     def work(part: slice) -> Items:
         batch = Batch(records[part], 0, 0, 0)
@@ -178,7 +176,7 @@ def stages() -> dict[str, Stage]:
     table, inlets = established(records), [Inlet(records[part]) for part in parts]
     # An encoder for each: shared, they would make every connection's rows anew at each turn.
     protobuf, following, json_lines = PacketLogEncoder({}), PacketLogEncoder({}), PacketJsonEncoder({})
-    outside, inside = (correlated(records, begun=begun) for begun in (False, True))
+    outside, inside = correlated(records, inside=False), correlated(records, inside=True)
     text = PacketTable(time=False, process=False, seq=False)
 
     def each(work: Callable[[slice], object]) -> Stage:

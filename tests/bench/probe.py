@@ -2,7 +2,7 @@
 
 One probe and one conversation; the switch is turned on and off while they run, so that nothing else differs between a
 round with it and one without. Packets are small, both ways in turn, and each carries data: a protocol that the probe
-does not know, and a long answer of HTTP. In a network namespace of its own. Needs root.
+does not know, and HTTP, within a request's long body. In a network namespace of its own. Needs root.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ PROGRAMS = ("tcpio_ingress", "tcpio_egress")
 ROUND_TRIPS = 2000
 SWITCH = Control.http_headers.offset
 BEGINNINGS = {
-    "of an unknown protocol": "",
+    "of an unknown protocol": "hello",
     "of HTTP": "POST / HTTP/1.1\\r\\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\\r\\n"
     "Content-Length: 500000000\\r\\n\\r\\n",
 }
@@ -34,8 +34,7 @@ import socket, sys
 listener = socket.create_server(("127.0.0.1", 0))
 near = socket.create_connection(listener.getsockname())
 far, _ = listener.accept()
-beginning = b"BEGINNING"
-near.sendall(beginning or b"hello")
+near.sendall(b"BEGINNING")
 far.recv(4096)
 for line in sys.stdin:
     for _ in range(int(line)):

@@ -164,10 +164,8 @@ def test_it_does_not_matter_where_a_head_is_cut(
     tmp_path: Path, requests: list[tuple[str, str]], most_cuts: int
 ) -> None:
     """In one, two and three segments, cut anywhere: the same ids, at the request's first byte."""
-    driver, stream = (
-        build("fuzz_http.c", tmp_path / "driver", "-DPRINTS_REPORTS"),
-        "".join(request for request, _ in requests),
-    )
+    driver = build("fuzz_http.c", tmp_path / "driver", "-DPRINTS_REPORTS")
+    stream = "".join(request for request, _ in requests)
     all_cuts = [cuts for n in range(most_cuts + 1) for cuts in itertools.combinations(range(1, len(stream)), n)]
     found = reported(driver, (pieces(stream, cuts) for cuts in all_cuts))
     assert len(found) == len(all_cuts)

@@ -364,6 +364,16 @@ def wsgi_app(_: Any, start_response: Any) -> list[bytes]:
     return [body]
 
 
+def traced_wsgi(provider: TracerProvider) -> Callable[..., Any]:
+    """That application under its OpenTelemetry instrumentation, but for its health check."""
+    traced_app = TracedWsgi(wsgi_app, tracer_provider=provider)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        return (wsgi_app if environ["PATH_INFO"] == "/health" else traced_app)(environ, start_response)
+
+    return app
+
+
 async def asgi_app(scope: Any, _: Any, send: Callable[[Any], Awaitable[None]]) -> None:
     body = current_ids().encode()
     if scope["type"] == "websocket":
@@ -379,16 +389,15 @@ async def asgi_app(scope: Any, _: Any, send: Callable[[Any], Awaitable[None]]) -
 @contextlib.contextmanager
 def serving_wsgiref(provider: TracerProvider) -> Iterator[int]:
     """Closes each connection, as HTTP/1.0 does."""
-    traced_app, plain_app = TracedWsgi(wsgi_app, tracer_provider=provider), wsgi_app
-
-    def app(environ: Any, start_response: Any) -> Any:
-        return (plain_app if environ["PATH_INFO"] == "/health" else traced_app)(environ, start_response)
 
     class Handler(simple_server.WSGIRequestHandler):
         def log_message(self, *_: object) -> None:
             """Nothing."""
 
-    with simple_server.make_server("127.0.0.1", 0, app, handler_class=Handler) as server, running(server):
+    with (
+        simple_server.make_server("127.0.0.1", 0, traced_wsgi(provider), handler_class=Handler) as server,
+        running(server),
+    ):
         yield server.server_port
 
 
@@ -476,14 +485,9 @@ def serving_hypercorn(provider: TracerProvider) -> Iterator[int]:
 @contextlib.contextmanager
 def serving_waitress(provider: TracerProvider) -> Iterator[int]:
     """Waitress, which answers in threads of its own."""
-    app, stop = TracedWsgi(wsgi_app, tracer_provider=provider), threading.Event()
-    channels: dict[int, Any] = {}
-
-    def serve(environ: Any, start_response: Any) -> Any:
-        return (wsgi_app if environ["PATH_INFO"] == "/health" else app)(environ, start_response)
-
+    stop, channels = threading.Event(), dict[int, Any]()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = waitress.server.create_server(serve, map=channels, sockets=[listener], threads=2)
+        server = waitress.server.create_server(traced_wsgi(provider), map=channels, sockets=[listener], threads=2)
 
         def loop() -> None:
             while not stop.is_set():
@@ -657,11 +661,11 @@ from tests.unit.correlation import test_correlation_instrumentor as test
 
 recorder = tag._setsockopt = test.Recorder()
 TcpioInstrumentor().instrument()
-traced = test.TracedWsgi(test.wsgi_app, tracer_provider=test.TracerProvider(sampler=test.ALWAYS_OFF))
+traced = test.traced_wsgi(test.TracerProvider(sampler=test.ALWAYS_OFF))
 
 def app(environ, start_response):
     if environ["PATH_INFO"] != "/tags":
-        return (test.wsgi_app if environ["PATH_INFO"] == "/health" else traced)(environ, start_response)
+        return traced(environ, start_response)
     body = json.dumps(recorder.tags).encode()
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
