@@ -84,7 +84,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
             _INT64,
         ],
     ),
-    "tcpio_follow": (None, [c_void_p, c_void_p, c_void_p, c_size_t, c_size_t, c_void_p]),
+    "tcpio_follow": (None, [c_void_p, c_void_p, c_void_p, c_size_t, c_void_p]),
     "tcpio_join": (None, [c_void_p, _RECORDS, _INT64, c_size_t, c_void_p]),
     "tcpio_context_layout": (None, [_INT64]),
 }

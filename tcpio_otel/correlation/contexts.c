@@ -5,13 +5,31 @@
 #include "join.h"
 #include "learn.h"
 
+/* What Python passes besides the records of a batch: rows and numbers that are free, and room for what there is to say.
+ * Packets are numbered as they come: those that already wait first, then the batch's. */
+struct exchange {
+	const struct tcpio_record *earlier; /* packets that it was given before and that still wait, and their slots */
+	const __s64 *earlier_slots;
+	__u64 earlier_count;
+	const __s32 *numbers;	/* a free one for each context among the records */
+	__u8 *taken;		/* by context: whether it was used */
+	const __s32 *free_rows; /* as many */
+	const __u8 *apart;	/* by packet of the batch: another wait is not over, so join it later; NULL: none */
+	__s32 *next;		/* scratch, by packet */
+	__s32 *places;		/* likewise: where a packet that waits stands among the records */
+	__u8 *waits;		/* by packet: its context may still come */
+	struct joined joined;
+	/* Set here. */
+	__u64 rows_used, lost;
+	__u64 passes;
+};
+
 /* The call of tcpio_follow that is under way. */
 struct following {
 	const struct table *table;
 	const struct tcpio_record *records;
-	struct joined *joined;
-	__s32 *next;
-	__u8 *waits;
+	struct exchange *exchange;
+	size_t context; /* how many came */
 	__u32 pass;
 };
 
@@ -20,43 +38,49 @@ static struct contexts *row_of(const struct table *table, const struct place *pl
 	return place->row < 0 ? NULL : &table->rows[place->row];
 }
 
-static void wait_for(struct following *following, struct place *place, size_t at)
+/* Lets a packet wait; `places` says which record it is, unless it waited before. */
+static void wait_for(struct following *following, struct place *place, size_t packet)
 {
+	struct exchange *exchange = following->exchange;
+
 	if (place->pass != following->pass) {
 		place->pass = following->pass;
 		place->first_waiting = -1;
 	}
 	if (place->first_waiting < 0)
-		place->first_waiting = (__s32)at;
+		place->first_waiting = (__s32)packet;
 	else
-		following->next[place->last_waiting] = (__s32)at;
-	place->last_waiting = (__s32)at;
-	following->next[at] = -1;
-	following->waits[at] = 1;
+		exchange->next[place->last_waiting] = (__s32)packet;
+	place->last_waiting = (__s32)packet;
+	exchange->next[packet] = -1;
+	exchange->waits[packet] = 1;
 }
 
 /* A context came: of what has waited on this connection, join what is decided now. */
 static void settle_waiting(struct following *following, struct place *place)
 {
 	const struct contexts *row = row_of(following->table, place);
-	__s32 at;
+	struct exchange *exchange = following->exchange;
+	__s32 packet;
 
 	if (place->pass != following->pass)
 		return;
-	at = place->first_waiting;
+	packet = place->first_waiting;
 	place->first_waiting = -1;
-	while (at >= 0) {
-		const struct tcpio_record *record = &following->records[at];
+	while (packet >= 0) {
+		size_t at = (size_t)packet;
+		const struct tcpio_record *record = at < exchange->earlier_count
+							    ? &exchange->earlier[at]
+							    : &following->records[exchange->places[at]];
 		struct span span = span_of(place, record);
-		__s32 next = following->next[at];
 
+		packet = exchange->next[at];
 		if (undecided(place, row, &span)) {
-			wait_for(following, place, (size_t)at);
+			wait_for(following, place, at);
 		} else {
-			following->waits[at] = 0;
-			join(following->table, row, record, &span, following->joined, (size_t)at);
+			exchange->waits[at] = 0;
+			join(following->table, row, record, &span, &exchange->joined, at);
 		}
-		at = next;
 	}
 }
 
@@ -128,23 +152,12 @@ static inline void fetch_ahead(const struct table *table, const __s64 *slots)
 		__builtin_prefetch(&table->requests[table->rows[request].borders[0][SENT].number].last_ns, 1);
 }
 
-/* What Python passes besides the records: rows and numbers that are free, and room for what there is to say. */
-struct exchange {
-	const __s32 *numbers;	/* a free one for each context among the records */
-	__u8 *taken;		/* by context: whether it was used */
-	const __s32 *free_rows; /* as many */
-	__s32 *next;		/* scratch, by record */
-	__u8 *waits;		/* by record: its context may still come */
-	const __u8 *apart;	/* by record: another wait is not over, so join it another time; NULL: none */
-	struct joined joined;
-	__u64 rows_used, lost;
-	__u64 pass;
-};
-
-static void follow_context(struct following *following, struct exchange *exchange, struct place *place,
-			   const struct tcpio_record *record, __s64 slot, size_t context)
+static void follow_context(struct following *following, const struct tcpio_record *record, __s64 slot)
 {
 	const struct table *table = following->table;
+	struct exchange *exchange = following->exchange;
+	size_t context = following->context++;
+	struct place *place = &table->places[slot];
 
 	if (place->row < 0) {
 		place->row = exchange->free_rows[exchange->rows_used++];
@@ -155,54 +168,49 @@ static void follow_context(struct following *following, struct exchange *exchang
 	settle_waiting(following, place);
 }
 
-/*
- * Follows records in time order, and joins packets as it goes. The first `waiting` of them are packets that it was
- * given before and that still wait.
- */
+/* Follows records in time order, and joins packets as it goes. */
 void tcpio_follow(const struct table *table, const struct tcpio_record *records, const __s64 *slots, size_t count,
-		  size_t waiting, struct exchange *exchange)
+		  struct exchange *exchange)
 {
-	struct following following = { .table = table,
-				       .records = records,
-				       .joined = &exchange->joined,
-				       .next = exchange->next,
-				       .waits = exchange->waits,
-				       .pass = (__u32)exchange->pass };
 	const struct table tables = *table; /* so that it is not read again and again */
 	const __u8 *apart = exchange->apart;
-	size_t context = 0;
+	size_t earlier = exchange->earlier_count, packet = earlier;
+	struct following following = {
+		.table = &tables, .records = records, .exchange = exchange, .pass = (__u32)++exchange->passes
+	};
 
-	memset(exchange->waits, 0, count);
-	memset(exchange->joined.numbers, 0, count * sizeof(*exchange->joined.numbers)); /* NUMBER_NONE */
-	memset(exchange->joined.spans, 0, count * sizeof(*exchange->joined.spans));
+	exchange->rows_used = exchange->lost = 0;
+	exchange->joined.found = exchange->joined.joined = 0;
+	memset(exchange->waits, 0, exchange->joined.room);
+	for (size_t i = 0; i < earlier; i++)
+		wait_for(&following, &tables.places[exchange->earlier_slots[i]], i);
 	for (size_t i = 0; i < count; i++) {
 		const struct tcpio_record *record = &records[i];
 		__s64 slot = slots[i];
 		struct contexts *row;
 		struct place *place;
 		struct span span;
+		size_t at;
 		int fresh;
 
 		if (i + AHEAD_PLACE < count)
 			fetch_ahead(&tables, &slots[i]);
-		if (slot < 0) {
-			if (record->kind == TCPIO_CONTEXT)
-				exchange->taken[context++] = 0;
-			continue;
-		}
-		place = &tables.places[slot];
-		if (i < waiting) {
-			wait_for(&following, place, i);
-			continue;
-		}
 		if (record->kind != TCPIO_PACKET) {
-			if (record->kind == TCPIO_CONTEXT)
-				follow_context(&following, exchange, place, record, slot, context++);
+			if (record->kind != TCPIO_CONTEXT)
+				continue;
+			if (slot < 0)
+				exchange->taken[following.context++] = 0;
+			else
+				follow_context(&following, record, slot);
 			continue;
 		}
+		at = packet++;
+		if (slot < 0)
+			continue;
+		place = &tables.places[slot];
 		row = row_of(&tables, place);
 		if (row && record->packet.contexts && (__s16)(record->packet.contexts - row->serial) > 0) {
-			lose_track(table, row, record);
+			lose_track(&tables, row, record);
 			exchange->lost++;
 		}
 		if (record->packet.flags & FLAG_FIN)
@@ -216,13 +224,15 @@ void tcpio_follow(const struct table *table, const struct tcpio_record *records,
 			continue;
 		if (row)
 			acknowledge(tables.requests, place, row, record);
-		if (apart && apart[i])
+		if (apart && apart[at - earlier])
 			continue;
 		span = span_of(place, record);
-		if (undecided(place, row, &span))
-			wait_for(&following, place, i);
-		else
-			join(&tables, row, record, &span, &exchange->joined, i);
+		if (undecided(place, row, &span)) {
+			exchange->places[at] = (__s32)i;
+			wait_for(&following, place, at);
+		} else {
+			join(&tables, row, record, &span, &exchange->joined, at);
+		}
 	}
 }
 
@@ -230,13 +240,13 @@ void tcpio_follow(const struct table *table, const struct tcpio_record *records,
 void tcpio_join(const struct table *table, const struct tcpio_record *records, const __s64 *slots, size_t count,
 		struct joined *joined)
 {
+	joined->room = count;
+	joined->found = joined->joined = 0;
 	for (size_t i = 0; i < count; i++) {
 		const struct place *place = &table->places[slots[i]];
 		const struct contexts *row = row_of(table, place);
 		struct span span = span_of(place, &records[i]);
 
-		joined->numbers[i] = NUMBER_NONE;
-		joined->spans[i] = 0;
 		if (undecided(place, row, &span))
 			row = NULL;
 		join(table, row, &records[i], &span, joined, i);

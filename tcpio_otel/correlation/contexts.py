@@ -16,7 +16,6 @@ from tcpio_otel import native
 from tcpio_otel.batch import (
     FIRST_CONTEXT,
     FLOW,
-    RAW,
     RECORD,
     Batch,
     Birth,
@@ -31,8 +30,6 @@ from tcpio_otel.correlation.layout import (
     PLACE,
     REQUEST,
     ROW,
-    Exchange,
-    Joined,
     Records,
     Room,
     Table,
@@ -51,6 +48,7 @@ LISTENERS = 4096
 """Listeners that are remembered, for tagging what they accept or for not doing so."""
 
 _NONE = np.empty(0, np.int64)
+_SLOT, _MASK = np.dtype(np.int64), np.dtype(np.bool_)
 
 _NEVER, _LATE, _PERHAPS = range(3)
 """`enum answers` of contexts.h: whether what a connection receives gets its context later."""
@@ -116,7 +114,6 @@ class ContextTable:
         self._swept_ns = 0
         self._table = Table(server_offset=FLOW.fields["server"][1])  # type: ignore[index]
         self._room = Room(0)
-        self._passes = 0
         self.begun = 0
         self.lost = 0
 
@@ -144,34 +141,37 @@ class ContextTable:
         Returns:
             What became of those that waited, and of the packets of the batch behind them; good until the next call.
         """
-        plain = len(batch.packets) == len(batch)
-        contexts = _NONE if plain else np.flatnonzero(batch.records["kind"] == Kind.CONTEXT)
         self._fit(flows)
         if births:
             self._begin(births)
+        contexts, count, ahead = _NONE, len(batch.packets), 0
+        if count != len(batch):
+            others = np.flatnonzero(~batch.is_packet)
+            contexts = others[batch.records["kind"][others] == Kind.CONTEXT]
+        if waiting:
+            ahead = len(waiting[0])
+            count += ahead
+        if len(self._room) < count:
+            fresh = Room(2 * count)
+            fresh.exchange.passes = self._room.exchange.passes
+            self._room = fresh
+        room = self._room
+        exchange = room.exchange
+        exchange.joined.room, exchange.earlier_count, exchange.apart = count, ahead, None
+        if waiting:
+            exchange.earlier = native.address(waiting[0], RECORD)
+            exchange.earlier_slots = native.address(waiting[1], _SLOT)
+        if apart is not None:
+            exchange.apart = native.address(apart, _MASK)
         if len(contexts):
             self._reserve(len(contexts))
-        ahead = len(waiting[0]) if waiting else 0
-        records, all_slots = np.ascontiguousarray(batch.records), slots
-        if waiting:
-            records = np.concatenate([waiting[0].view(RAW), records.view(RAW)]).view(RECORD)
-            all_slots = np.concatenate([waiting[1], slots])
-        count = len(records)
-        taken, skipped = np.zeros(len(contexts), np.bool_), None
-        if apart is not None:
-            skipped = np.zeros(count, np.bool_)
-            skipped[ahead:][batch.is_packet] = apart
-        if len(self._room) < count:
-            self._room = Room(2 * count)
-        room = self._room
-        self._passes = (self._passes + 1) % (1 << 32)
-        exchange = Exchange(
-            self._free.ctypes.data, taken.ctypes.data, self._free_rows.ctypes.data, *room.scratch,
-            None if skipped is None else skipped.ctypes.data, room.joined(), 0, 0, self._passes,
-        )  # fmt: skip
+            taken = np.zeros(len(contexts), np.bool_)
+            exchange.numbers, exchange.free_rows = self._free.ctypes.data, self._free_rows.ctypes.data
+            exchange.taken = taken.ctypes.data
+        records = np.ascontiguousarray(batch.records)
         native.library.tcpio_follow(
-            ctypes.byref(self._table), native.address(records, RECORD), native.address(all_slots, np.dtype(np.int64)),
-            count, ahead, ctypes.byref(exchange),
+            ctypes.byref(self._table), native.address(records, RECORD), native.address(slots, _SLOT), len(records),
+            ctypes.byref(exchange),
         )  # fmt: skip
         self.lost += exchange.lost
         if len(contexts):
@@ -179,27 +179,23 @@ class ContextTable:
             self._take(taken)
             self._remember_listeners(batch.records[contexts], slots[contexts])
         self._sweep(batch)
-        waits = room.waits[:count]
-        found = self._contexts(room, exchange.joined, count)
-        if plain:
-            return Followed(waits, found)
-        packets = np.concatenate([np.ones(ahead, np.bool_), batch.is_packet])
-        return Followed(waits[packets], found.where(packets) if found else None)
+        return Followed(room.waits[:count], self._contexts(room, count))
 
     def _begin(self, births: Sequence[Birth]) -> None:
         """Slots are other connections' now."""
         slots = np.array([birth.slot for birth in births], np.int64)
         self._leave(slots[self._places["row"][slots] >= 0])
         fresh = np.zeros(len(slots), PLACE)
-        fresh["born"], fresh["row"] = self._flows["born"][slots], -1
+        fresh["born"], fresh["row"], fresh["first_waiting"] = self._flows["born"][slots], -1, -1
         fresh["answers"] = [
             self._listeners.get((birth.netns, birth.port), _PERHAPS) if birth.accepted and self._late else _NEVER
             for birth in births
         ]
         self._places[slots] = fresh
 
-    def _contexts(self, room: Room, joined: Joined, count: int) -> Contexts | None:
+    def _contexts(self, room: Room, count: int) -> Contexts | None:
         """What C has found, with the ids of the sets."""
+        joined = room.exchange.joined
         if not joined.joined:
             return None
         ids = self._requests
@@ -291,11 +287,11 @@ class ContextTable:
             slots: of each.
         """
         room = Room(len(records))
-        joined = room.joined()
         native.library.tcpio_join(
-            ctypes.byref(self._table), np.ascontiguousarray(records), slots, len(records), ctypes.byref(joined)
-        )
-        return self._contexts(room, joined, len(records))
+            ctypes.byref(self._table), np.ascontiguousarray(records), slots, len(records),
+            ctypes.byref(room.exchange.joined),
+        )  # fmt: skip
+        return self._contexts(room, len(records))
 
     # Ends.
 

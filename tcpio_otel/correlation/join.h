@@ -107,6 +107,7 @@ struct joined {
 	__s64 *numbers;
 	__s32 *spans;	     /* 1 + the place in `sets`; 0: no more than one */
 	__s64 (*sets)[KEPT]; /* oldest first, then -1 */
+	__u64 room;	     /* packets that there can be */
 	__u64 found;	     /* sets */
 	__u64 joined;	     /* packets of which anything is known */
 };
@@ -137,6 +138,13 @@ static __attribute__((noinline)) void join_several(const struct table *table, co
 	}
 }
 
+/* Where all are nobody's, what stands in the arrays does not matter. */
+static __attribute__((noinline)) void clear(struct joined *joined)
+{
+	memset(joined->numbers, 0, joined->room * sizeof(*joined->numbers)); /* NUMBER_NONE */
+	memset(joined->spans, 0, joined->room * sizeof(*joined->spans));
+}
+
 /* Whose a packet is whose context is decided; where nobody's, nothing is written. */
 static __always_inline void join(const struct table *table, const struct contexts *row,
 				 const struct tcpio_record *record, const struct span *span, struct joined *joined,
@@ -150,7 +158,8 @@ static __always_inline void join(const struct table *table, const struct context
 	last = first ? border_of(row, span->direction, span->to - 1) : 0;
 	if (last == row->count[span->direction])
 		return;
-	joined->joined++;
+	if (!joined->joined++)
+		clear(joined);
 	if (first == last) {
 		joined->numbers[at] = row->borders[last][span->direction].number;
 		if (joined->numbers[at] >= NUMBER_FIRST)

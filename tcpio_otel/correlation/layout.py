@@ -59,7 +59,7 @@ class Joined(ctypes.Structure):
 
     _fields_ = (
         *((name, c_void_p) for name in ("numbers", "spans", "sets")),
-        *((name, c_uint64) for name in ("found", "joined")),
+        *((name, c_uint64) for name in ("room", "found", "joined")),
     )
 
 
@@ -67,9 +67,11 @@ class Exchange(ctypes.Structure):
     """`struct exchange` of contexts.c."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("numbers", "taken", "free_rows", "next", "waits", "apart")),
+        *((name, c_void_p) for name in ("earlier", "earlier_slots")),
+        ("earlier_count", c_uint64),
+        *((name, c_void_p) for name in ("numbers", "taken", "free_rows", "apart", "next", "places", "waits")),
         ("joined", Joined),
-        *((name, c_uint64) for name in ("rows_used", "lost", "pass")),
+        *((name, c_uint64) for name in ("rows_used", "lost", "passes")),
     )
 
 
@@ -93,13 +95,13 @@ class Room:
     def __init__(self, count: int) -> None:
         self.numbers, self.spans = np.empty(count, np.int64), np.empty(count, np.int32)
         self.sets = np.empty((count, KEPT), np.int64)
-        self.waits, self.next = np.empty(count, np.bool_), np.empty(count, np.int32)
-        self.scratch = self.next.ctypes.data, self.waits.ctypes.data
-        self._joined = self.numbers.ctypes.data, self.spans.ctypes.data, self.sets.ctypes.data
+        self.waits, self._next, self._places = np.empty(count, np.bool_), *np.empty((2, count), np.int32)
+        self.exchange = Exchange(
+            next=self._next.ctypes.data,
+            places=self._places.ctypes.data,
+            waits=self.waits.ctypes.data,
+            joined=Joined(numbers=self.numbers.ctypes.data, spans=self.spans.ctypes.data, sets=self.sets.ctypes.data),
+        )
 
     def __len__(self) -> int:
         return len(self.numbers)
-
-    def joined(self) -> Joined:
-        """The part that C calls `struct joined`."""
-        return Joined(*self._joined, 0, 0)
