@@ -15,7 +15,9 @@
 #include "record.h"
 
 #define TCPIO_KEY_WORDS 5 /* of eight bytes: struct tcpio_tuple */
-#define TCPIO_STEP 32	  /* rows are copied so many bytes at a time: they are padded, and so is where they go */
+/* For what few records need: kept out of the loops, which want the registers for themselves. */
+#define TCPIO_SELDOM __attribute__((noinline, cold))
+#define TCPIO_STEP 32 /* rows are copied so many bytes at a time: they are padded, and so is where they go */
 
 /* Rows of bytes, one after the other, `width` bytes apart (a multiple of TCPIO_STEP); row i is `lengths[i]` long. */
 struct tcpio_rows {

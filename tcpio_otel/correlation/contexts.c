@@ -33,13 +33,8 @@ struct following {
 	__u32 pass;
 };
 
-static struct contexts *row_of(const struct table *table, const struct place *place)
-{
-	return place->row < 0 ? NULL : &table->rows[place->row];
-}
-
 /* Lets a packet wait; `places` says which record it is, unless it waited before. */
-static void wait_for(struct following *following, struct place *place, size_t packet)
+static TCPIO_SELDOM void wait_for(struct following *following, struct place *place, size_t packet)
 {
 	struct exchange *exchange = following->exchange;
 
@@ -57,9 +52,8 @@ static void wait_for(struct following *following, struct place *place, size_t pa
 }
 
 /* A context came: of what has waited on this connection, join what is decided now. */
-static void settle_waiting(struct following *following, struct place *place)
+static TCPIO_SELDOM void settle_waiting(struct following *following, struct place *place)
 {
-	const struct contexts *row = row_of(following->table, place);
 	struct exchange *exchange = following->exchange;
 	__s32 packet;
 
@@ -75,52 +69,53 @@ static void settle_waiting(struct following *following, struct place *place)
 		struct span span = span_of(place, record);
 
 		packet = exchange->next[at];
-		if (undecided(place, row, &span)) {
+		if (undecided(place, &span)) {
 			wait_for(following, place, at);
 		} else {
 			exchange->waits[at] = 0;
-			join(following->table, row, record, &span, &exchange->joined, at);
+			join(following->table, place, record, &span, &exchange->joined, at);
 		}
 	}
 }
 
-static void finish(const struct table *table, struct place *place, struct contexts *row,
-		   const struct tcpio_record *record)
+static TCPIO_SELDOM void finish(const struct table *table, struct place *place, const struct tcpio_record *record)
 {
 	int direction = record->packet.direction;
 	__u32 end = record->packet.seq + record->packet.payload_bytes;
 
 	place->fin[direction] = end + 1;
 	place->finished |= (__u8)(1 << direction);
-	if (row && row->count[direction])
-		reach(table->requests, newest(row, direction), direction, end);
+	if (place->newest[direction].number >= 0)
+		reach(table->requests, &place->newest[direction], direction, end);
 }
 
-/* Notes how far data has come; true when it is new and was sent. No branch asks for the direction: it cannot be
- * foretold. */
-static inline int advance(struct place *place, const struct tcpio_record *record)
+/* Notes how far data has come; true when it is new and was sent. */
+static int advance(struct place *place, const struct tcpio_record *record)
 {
 	__u32 seq = record->packet.seq, ack = record->packet.ack, end = seq + record->packet.payload_bytes;
-	__u8 data = record->packet.payload_bytes != 0, sent = data & (record->packet.direction == SENT);
-	__u8 fresh = sent & (!place->sending | before(place->high, end));
-	__u8 answers = fresh & (!place->sending | (place->answer != ack));
-	__u8 received = data & !sent, lower = received & (!place->receiving | before(seq, place->first));
 
-	place->answer_before = answers ? place->sending ? place->answer : ack : place->answer_before;
-	place->answer = fresh ? ack : place->answer;
-	place->high = fresh ? end : place->high;
-	place->first = lower ? seq : place->first;
-	place->sending |= sent;
-	place->receiving |= received;
-	return fresh;
+	if (record->packet.direction == RECEIVED) {
+		if (!place->receiving || before(seq, place->first))
+			place->first = seq;
+		place->receiving = 1;
+		return 0;
+	}
+	if (place->sending && !before(place->high, end))
+		return 0;
+	if (!place->sending || place->answer != ack)
+		place->answer_before = place->sending ? place->answer : ack;
+	place->answer = ack;
+	place->high = end;
+	place->sending = 1;
+	return 1;
 }
 
-/* The same for a connection that may get its contexts late; true when it is clear now that it will not. */
-static int await(struct place *place, struct contexts *row, const struct tcpio_record *record, int fresh)
+/* Data moves on a connection that may get its contexts late; true when it is clear now that it will not. */
+static int await(struct place *place, const struct tcpio_record *record)
 {
 	__u32 bytes = record->packet.payload_bytes, end = record->packet.seq + bytes;
 
-	if (fresh) {
+	if (advance(place, record)) {
 		place->turns += place->unanswered && place->turns < PATIENT_TURNS;
 		place->unanswered = 0;
 	}
@@ -128,111 +123,152 @@ static int await(struct place *place, struct contexts *row, const struct tcpio_r
 		return place->answers == ANSWERS_PERHAPS && place->turns >= PATIENT_TURNS;
 	place->unanswered += bytes;
 	/* Until it answers, all that a server receives belongs to what it is asked. */
-	if (place->answers == ANSWERS_LATE && row && row->count[SENT] && before(row->known, end) &&
-	    !(place->sending && before(newest(row, SENT)->seq, place->high)))
-		row->known = end;
+	if (place->answers == ANSWERS_LATE && place->newest[SENT].number >= 0 && before(place->known, end) &&
+	    !(place->sending && before(place->newest[SENT].seq, place->high)))
+		place->known = end;
 	return place->answers == ANSWERS_PERHAPS && place->unanswered > PATIENT_BYTES;
 }
 
 /* How many records ahead a table is asked for what they take of it, so that it has come when their turn does. */
-enum { AHEAD_PLACE = 24, AHEAD_ROW = 16, AHEAD_REQUEST = 8 };
+enum { AHEAD_PLACE = 16, AHEAD_REQUEST = 8 };
 
 static inline void fetch_ahead(const struct table *table, const __s64 *slots)
 {
-	__s64 place = slots[AHEAD_PLACE], row = slots[AHEAD_ROW], request = slots[AHEAD_REQUEST];
+	__s64 soon = slots[AHEAD_REQUEST];
+	__s32 number;
 
-	if ((place | row | request) < 0)
+	__builtin_prefetch(&table->places[slots[AHEAD_PLACE]], 1);
+	if (soon < 0)
 		return;
-	__builtin_prefetch(&table->places[place], 1);
-	row = table->places[row].row;
-	request = table->places[request].row;
-	if (row >= 0)
-		__builtin_prefetch(&table->rows[row], 1);
-	if (request >= 0)
-		__builtin_prefetch(&table->requests[table->rows[request].borders[0][SENT].number].last_ns, 1);
+	number = table->places[soon].newest[SENT].number;
+	if (number >= 0)
+		__builtin_prefetch(&table->requests[number].last_ns, 1);
 }
 
-static void follow_context(struct following *following, const struct tcpio_record *record, __s64 slot)
+static TCPIO_SELDOM void follow_context(struct following *following, const struct tcpio_record *record, __s64 slot)
 {
 	const struct table *table = following->table;
 	struct exchange *exchange = following->exchange;
 	size_t context = following->context++;
 	struct place *place = &table->places[slot];
+	struct contexts *row;
 
+	exchange->taken[context] = 0;
+	if (slot < 0)
+		return;
 	if (place->row < 0) {
 		place->row = exchange->free_rows[exchange->rows_used++];
 		memset(&table->rows[place->row], 0, sizeof(struct contexts));
 	}
-	exchange->taken[context] =
-		(__u8)learn(table, place, &table->rows[place->row], record, slot, exchange->numbers[context]);
+	row = &table->rows[place->row];
+	exchange->taken[context] = (__u8)learn(table, place, row, record, slot, exchange->numbers[context]);
+	show_newest(place, row);
 	settle_waiting(following, place);
+}
+
+/* Has the socket had contexts of which no record came? */
+static inline int is_behind(const struct place *place, const struct tcpio_record *record)
+{
+	return record->packet.contexts && (__s16)(record->packet.contexts - place->serial) > 0;
+}
+
+/* Takes in any packet; `i` says which record it is. */
+static TCPIO_SELDOM void follow_packet(struct following *following, struct place *place,
+				       const struct tcpio_record *record, size_t i, size_t packet)
+{
+	struct exchange *exchange = following->exchange;
+	struct span span;
+
+	if (place->row >= 0 && is_behind(place, record)) {
+		lose_track(following->table, place, record);
+		exchange->lost++;
+	}
+	if (record->packet.flags & FLAG_FIN)
+		finish(following->table, place, record);
+	if (place->answers && record->packet.payload_bytes && await(place, record)) {
+		place->answers = ANSWERS_NEVER;
+		settle_waiting(following, place);
+	}
+	if (place->row < 0 && !place->answers)
+		return;
+	acknowledge(following->table, place, record);
+	if (exchange->apart && exchange->apart[packet - exchange->earlier_count])
+		return;
+	span = span_of(place, record);
+	if (undecided(place, &span)) {
+		exchange->places[packet] = (__s32)i;
+		wait_for(following, place, packet);
+	} else {
+		join(following->table, place, record, &span, &exchange->joined, packet);
+	}
+}
+
+/* Is there nothing to a packet but data or an acknowledgement, and both within the newest contexts, if there are any?
+ * So it is with nearly all. */
+static inline int is_plain(const struct place *place, const struct tcpio_record *record)
+{
+	int direction = record->packet.direction;
+
+	if ((record->packet.flags & (FLAG_FIN | FLAG_SYN | FLAG_RST | FLAG_ACK)) != FLAG_ACK ||
+	    record->packet.marks & TCPIO_MARK_NO_SOCKET || place->finished | place->answers)
+		return 0;
+	return place->row < 0 || (!is_behind(place, record) && within(&place->newest[direction], record->packet.seq) &&
+				  within(&place->newest[!direction], record->packet.ack - 1));
+}
+
+/* Does for a plain packet what follow_packet does, in fewer steps. */
+static inline void follow_plain(const struct table *table, struct place *place, const struct tcpio_record *record,
+				struct exchange *exchange, size_t packet)
+{
+	__u32 bytes = record->packet.payload_bytes, seq = record->packet.seq;
+	int direction = record->packet.direction;
+	__s32 number = place->newest[!direction].number;
+
+	if (place->row < 0)
+		return;
+	if (number >= 0)
+		confirm(&table->requests[number], !direction, record->packet.ack, record->time_ns);
+	if (exchange->apart && exchange->apart[packet - exchange->earlier_count])
+		return;
+	if (bytes)
+		number = place->newest[direction].number;
+	if (number >= 0)
+		join_one(table, number, record, seq, seq + bytes, &exchange->joined, packet);
 }
 
 /* Follows records in time order, and joins packets as it goes. */
 void tcpio_follow(const struct table *table, const struct tcpio_record *records, const __s64 *slots, size_t count,
 		  struct exchange *exchange)
 {
-	const struct table tables = *table; /* so that it is not read again and again */
-	const __u8 *apart = exchange->apart;
-	size_t earlier = exchange->earlier_count, packet = earlier;
+	size_t packet = exchange->earlier_count;
 	struct following following = {
-		.table = &tables, .records = records, .exchange = exchange, .pass = (__u32)++exchange->passes
+		.table = table, .records = records, .exchange = exchange, .pass = (__u32)++exchange->passes
 	};
 
 	exchange->rows_used = exchange->lost = 0;
 	exchange->joined.found = exchange->joined.joined = 0;
 	memset(exchange->waits, 0, exchange->joined.room);
-	for (size_t i = 0; i < earlier; i++)
-		wait_for(&following, &tables.places[exchange->earlier_slots[i]], i);
+	for (size_t i = 0; i < packet; i++)
+		wait_for(&following, &table->places[exchange->earlier_slots[i]], i);
 	for (size_t i = 0; i < count; i++) {
 		const struct tcpio_record *record = &records[i];
 		__s64 slot = slots[i];
-		struct contexts *row;
-		struct place *place;
-		struct span span;
-		size_t at;
-		int fresh;
+		struct place *place = &table->places[slot];
 
 		if (i + AHEAD_PLACE < count)
-			fetch_ahead(&tables, &slots[i]);
+			fetch_ahead(table, &slots[i]);
 		if (record->kind != TCPIO_PACKET) {
-			if (record->kind != TCPIO_CONTEXT)
-				continue;
-			if (slot < 0)
-				exchange->taken[following.context++] = 0;
-			else
+			if (record->kind == TCPIO_CONTEXT)
 				follow_context(&following, record, slot);
 			continue;
 		}
-		at = packet++;
 		if (slot < 0)
-			continue;
-		place = &tables.places[slot];
-		row = row_of(&tables, place);
-		if (row && record->packet.contexts && (__s16)(record->packet.contexts - row->serial) > 0) {
-			lose_track(&tables, row, record);
-			exchange->lost++;
-		}
-		if (record->packet.flags & FLAG_FIN)
-			finish(&tables, place, row, record);
-		fresh = advance(place, record);
-		if (place->answers && record->packet.payload_bytes && await(place, row, record, fresh)) {
-			place->answers = ANSWERS_NEVER;
-			settle_waiting(&following, place);
-		}
-		if (!row && !place->answers)
-			continue;
-		if (row)
-			acknowledge(tables.requests, place, row, record);
-		if (apart && apart[at - earlier])
-			continue;
-		span = span_of(place, record);
-		if (undecided(place, row, &span)) {
-			exchange->places[at] = (__s32)i;
-			wait_for(&following, place, at);
-		} else {
-			join(&tables, row, record, &span, &exchange->joined, at);
-		}
+			;
+		else if (is_plain(place, record))
+			follow_plain(table, place, record, exchange, packet);
+		else
+			follow_packet(&following, place, record, i, packet);
+		packet++;
 	}
 }
 
@@ -244,12 +280,10 @@ void tcpio_join(const struct table *table, const struct tcpio_record *records, c
 	joined->found = joined->joined = 0;
 	for (size_t i = 0; i < count; i++) {
 		const struct place *place = &table->places[slots[i]];
-		const struct contexts *row = row_of(table, place);
 		struct span span = span_of(place, &records[i]);
 
-		if (undecided(place, row, &span))
-			row = NULL;
-		join(table, row, &records[i], &span, joined, i);
+		if (!undecided(place, &span))
+			join(table, place, &records[i], &span, joined, i);
 	}
 }
 

@@ -30,27 +30,6 @@ enum answers {
 /* Without a tag by then a connection will have none: TLS takes up to two turns before the first request. */
 enum { PATIENT_TURNS = 4, PATIENT_BYTES = 1 << 16 };
 
-/* By slot: what must be known of every connection before its first context comes. */
-struct place {
-	__u64 born;   /* which life of the slot this is about */
-	__s32 row;    /* of its contexts; -1: it has none */
-	__u32 high;   /* one past the highest sequence number sent, once `sending` */
-	__u32 answer; /* the acknowledgement number in the last new data sent: what came before it was answered */
-	__u32 answer_before;   /* the one before that number */
-	__u32 unanswered;      /* bytes received since */
-	__u32 first;	       /* the lowest sequence number received with data, once `receiving` */
-	__u32 fin[DIRECTIONS]; /* one past the FIN, by direction, once `finished` says that there is one */
-	__u8 sending;
-	__u8 answers;  /* enum answers */
-	__u8 finished; /* bits by direction */
-	__u8 receiving;
-	__u8 turns;	     /* times that it sent after it had received */
-	__u32 pass;	     /* which call of tcpio_follow the next two are about */
-	__s32 first_waiting; /* records of this slot that wait for their context, in order: `next` leads from one to
-				another */
-	__s32 last_waiting;
-};
-
 struct border {
 	__u32 seq;	 /* where a context begins */
 	__s32 number;	 /* which */
@@ -63,13 +42,39 @@ struct border {
 /* Where a packet is looked up at random, what it takes of a table lies in one of these. */
 enum { CACHE_LINE_BYTES = 64 };
 
+/* By slot: what must be known of every connection before its first context comes, and what most packets ask for then.
+ */
+struct place {
+	/* Followed only while `answers` says that contexts may come late. */
+	__u32 high;   /* one past the highest sequence number sent, once `sending` */
+	__u32 answer; /* the acknowledgement number in the last new data sent: what came before it was answered */
+	__u32 answer_before;   /* the one before that number */
+	__u32 first;	       /* the lowest sequence number received with data, once `receiving` */
+	__u32 fin[DIRECTIONS]; /* one past the FIN, by direction, once `finished` says that there is one */
+	__u8 sending;
+	__u8 receiving;
+	__u8 finished; /* bits by direction */
+	__u8 answers;  /* enum answers */
+	__u8 turns;    /* times that it sent after it had received */
+	__u8 reserved;
+	__u16 serial; /* of the last context that came */
+	__u32 known;  /* up to here it is certain that what was received belongs to the newest context */
+	__s32 row;    /* of its contexts; -1: it has none */
+	struct border newest[DIRECTIONS]; /* those of the row, again; number -1: none */
+	/* What few packets ask for. */
+	__u64 born;	     /* which life of the slot this is about */
+	__u32 unanswered;    /* bytes received since it sent */
+	__u32 pass;	     /* which call of tcpio_follow the next two are about */
+	__s32 first_waiting; /* packets of this slot that wait for their context, in order: `next` leads from one to
+				another */
+	__s32 last_waiting;
+} __attribute__((aligned(CACHE_LINE_BYTES)));
+
 /* By row: the contexts of one connection, by age, so the newest first. */
 struct contexts {
 	__u32 count[DIRECTIONS];
-	__u32 known; /* up to here it is certain that what was received belongs to the newest context */
-	__u16 serial;
 	__u8 shared; /* it has served several at a time */
-	__u8 reserved;
+	__u8 reserved[7];
 	struct border borders[KEPT][DIRECTIONS];
 } __attribute__((aligned(CACHE_LINE_BYTES)));
 
@@ -115,13 +120,18 @@ struct table {
 	__u64 flow_stride, server_offset;
 };
 
+/* Is a sequence number at or beyond where a border is? */
+static inline int within(const struct border *border, __u32 seq)
+{
+	return border->from_start || !before(seq, border->seq);
+}
+
 /* The age of the newest border at or before a sequence number; their count: what lies there is older than any. */
 static inline __u32 border_of(const struct contexts *row, int direction, __u32 seq)
 {
 	__u32 age = 0;
 
-	while (age < row->count[direction] && !row->borders[age][direction].from_start &&
-	       before(seq, row->borders[age][direction].seq))
+	while (age < row->count[direction] && !within(&row->borders[age][direction], seq))
 		age++;
 	return age;
 }
@@ -134,6 +144,14 @@ static inline struct border *newest(struct contexts *row, int direction)
 static inline const struct border *oldest(const struct contexts *row, int direction)
 {
 	return row->count[direction] ? &row->borders[row->count[direction] - 1][direction] : NULL;
+}
+
+/* Borders were placed or renamed: the newest ones stand with the connection too. */
+static inline void show_newest(struct place *place, const struct contexts *row)
+{
+	for (int direction = 0; direction < DIRECTIONS; direction++)
+		if (row->count[direction])
+			place->newest[direction] = row->borders[0][direction];
 }
 
 #endif

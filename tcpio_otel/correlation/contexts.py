@@ -186,7 +186,8 @@ class ContextTable:
         slots = np.array([birth.slot for birth in births], np.int64)
         self._leave(slots[self._places["row"][slots] >= 0])
         fresh = np.zeros(len(slots), PLACE)
-        fresh["born"], fresh["row"], fresh["first_waiting"] = self._flows["born"][slots], -1, -1
+        fresh["born"], fresh["newest"]["number"] = self._flows["born"][slots], -1
+        fresh["row"] = fresh["first_waiting"] = -1
         fresh["answers"] = [
             self._listeners.get((birth.netns, birth.port), _PERHAPS) if birth.accepted and self._late else _NEVER
             for birth in births
@@ -213,7 +214,7 @@ class ContextTable:
         self._flows, known = flows, len(self._places)
         if len(flows) > known:
             self._places = grown(self._places, len(flows))
-            self._places["row"][known:] = -1
+            self._places["row"][known:], self._places["newest"]["number"][known:] = -1, -1
         self._point()
 
     def _reserve(self, contexts: int) -> None:
@@ -255,7 +256,7 @@ class ContextTable:
                 np.subtract.at(self._requests["borders"], numbers[numbers >= FIRST_CONTEXT], 1)
         for born in self._places["born"][slots].tolist():
             self._served.pop(born, None)
-        self._places["row"][slots] = -1
+        self._places["row"][slots], self._places["newest"]["number"][slots] = -1, -1
         self._free_rows = np.concatenate([self._free_rows, rows])
 
     def _remember_listeners(self, records: Records, slots: Slots) -> None:

@@ -34,72 +34,98 @@ static struct span span_of(const struct place *place, const struct tcpio_record 
  * Is it still open whose a packet is? What a server received, and what it confirms, can belong to a context that its
  * application has not told yet; nothing that was sent can, since a context is told before.
  */
-static int undecided(const struct place *place, const struct contexts *row, const struct span *span)
+static int undecided(const struct place *place, const struct span *span)
 {
-	const struct border *last;
+	const struct border *last = &place->newest[RECEIVED];
 
 	if (!place->answers || span->direction != RECEIVED || span->latest)
 		return 0;
-	if (!row || !row->count[RECEIVED])
+	if (last->number < 0)
 		return 1;
-	last = &row->borders[0][RECEIVED];
-	return !last->open && before(last->seq, span->to) && before(row->known, span->to);
+	return !last->open && before(last->seq, span->to) && before(place->known, span->to);
 }
 
-static __always_inline void see(struct request *request, const struct tcpio_record *record, const struct span *span)
+/* That a packet was about a request. */
+static __always_inline void see(struct request *request, const struct tcpio_record *record)
 {
 	__u64 now_ns = record->time_ns, since_ns = request->last_ns;
 	int direction = record->packet.direction;
-	__u32 segments = record->packet.gso_segments > 1 ? record->packet.gso_segments : 1;
+	__u32 segments = record->packet.gso_segments + !record->packet.gso_segments;
 
-	if (since_ns && now_ns > since_ns && now_ns - since_ns > request->gap_ns)
-		request->gap_ns = now_ns - since_ns;
-	if (now_ns > since_ns)
+	if (now_ns > since_ns) {
+		if (since_ns && now_ns - since_ns > request->gap_ns)
+			request->gap_ns = now_ns - since_ns;
 		request->last_ns = now_ns;
+	}
 	request->packets[direction] += segments;
 	if (record->packet.marks & TCPIO_MARK_RETRANSMIT && direction == SENT)
 		request->retransmits += segments;
-	if (record->packet.payload_bytes) {
-		/* What the other end had sent before it heard of the request answers nothing. */
-		if (!(request->begun >> direction & 1) &&
-		    (!request->begun || before(request->begin[!direction], record->packet.ack))) {
-			request->begun |= (__u8)(1 << direction);
-			request->first_ns[direction] = now_ns;
-			if (request->unplaced && direction == RECEIVED)
-				request->begin[direction] = request->end[direction] = span->from;
-		}
-		/* What is missing before it was lost on its way, and comes yet. */
-		if (before(request->end[direction], span->to)) {
-			request->payload[direction] += span->to - request->end[direction];
-			request->end[direction] = span->to;
-		}
-		if (request->unplaced && direction == RECEIVED && before(span->from, request->begin[direction])) {
-			request->payload[direction] += request->begin[direction] - span->from;
-			request->begin[direction] = span->from;
-		}
+}
+
+/* That it carried these bytes of it. */
+static __always_inline void see_bytes(struct request *request, const struct tcpio_record *record, __u32 from, __u32 to)
+{
+	int direction = record->packet.direction;
+
+	/* What the other end had sent before it heard of the request answers nothing. */
+	if (!(request->begun >> direction & 1) &&
+	    (!request->begun || before(request->begin[!direction], record->packet.ack))) {
+		request->begun |= (__u8)(1 << direction);
+		request->first_ns[direction] = record->time_ns;
+		if (request->unplaced && direction == RECEIVED)
+			request->begin[direction] = request->end[direction] = from;
+	}
+	/* What is missing before it was lost on its way, and comes yet. */
+	if (before(request->end[direction], to)) {
+		request->payload[direction] += to - request->end[direction];
+		request->end[direction] = to;
+	}
+	if (request->unplaced && direction == RECEIVED && before(from, request->begin[direction])) {
+		request->payload[direction] += request->begin[direction] - from;
+		request->begin[direction] = from;
 	}
 }
 
+static __always_inline void see_part(const struct table *table, __s32 number, const struct tcpio_record *record,
+				     __u32 from, __u32 to)
+{
+	if (number < NUMBER_FIRST)
+		return;
+	see(&table->requests[number], record);
+	if (record->packet.payload_bytes)
+		see_bytes(&table->requests[number], record, from, to);
+}
+
+/* That so much of what was sent in a direction has arrived. */
+static __always_inline void confirm(struct request *request, int direction, __u32 ack, __u64 now_ns)
+{
+	int further = before(request->acked[direction], ack) | (request->unplaced & (direction == RECEIVED));
+
+	/* No branch: every other packet confirms nothing new, and which do cannot be foretold. */
+	request->acked[direction] = further ? ack : request->acked[direction];
+	request->acked_ns[direction] = further ? now_ns : request->acked_ns[direction];
+}
+
 /* An acknowledgement, bare or with data, is noted with the request whose bytes it confirms. */
-static void acknowledge(struct request *requests, const struct place *place, const struct contexts *row,
-			const struct tcpio_record *record)
+static inline void acknowledge(const struct table *table, const struct place *place, const struct tcpio_record *record)
 {
 	int direction = !record->packet.direction;
-	__u32 ack = record->packet.ack, age;
-	struct request *request;
+	const struct border *border = &place->newest[direction];
+	__u32 ack = record->packet.ack;
 
-	if (!(record->packet.flags & FLAG_ACK) || record->packet.flags & (FLAG_SYN | FLAG_RST))
+	if (border->number < 0 || !(record->packet.flags & FLAG_ACK) || record->packet.flags & (FLAG_SYN | FLAG_RST))
 		return;
 	if (place->finished >> direction & 1 && ack == place->fin[direction])
 		ack--; /* the FIN is nobody's */
-	age = border_of(row, direction, ack - 1);
-	if (age == row->count[direction])
-		return;
-	request = &requests[row->borders[age][direction].number];
-	if (!before(request->acked[direction], ack) && !(request->unplaced && direction == RECEIVED))
-		return;
-	request->acked[direction] = ack;
-	request->acked_ns[direction] = record->time_ns;
+	if (!within(border, ack - 1)) {
+		const struct contexts *row = &table->rows[place->row];
+		__u32 age = border_of(row, direction, ack - 1);
+
+		if (age == row->count[direction])
+			return;
+		border = &row->borders[age][direction];
+	}
+	confirm(&table->requests[border->number], direction, ack, record->time_ns);
 }
 
 /* Numbers of contexts by packet, and, for those that reach over several, which these are. */
@@ -113,9 +139,9 @@ struct joined {
 };
 
 /* A packet reaches from the border of age `first`, or from before all of them, to that of age `last`. */
-static __attribute__((noinline)) void join_several(const struct table *table, const struct contexts *row,
-						   const struct tcpio_record *record, const struct span *span,
-						   __u32 first, __u32 last, struct joined *joined, size_t at)
+static TCPIO_SELDOM void join_several(const struct table *table, const struct contexts *row,
+				      const struct tcpio_record *record, const struct span *span, __u32 first,
+				      __u32 last, struct joined *joined, size_t at)
 {
 	__u32 from = first < row->count[span->direction] ? first : row->count[span->direction] - 1;
 	__s64 *set = joined->sets[joined->found++];
@@ -133,40 +159,61 @@ static __attribute__((noinline)) void join_several(const struct table *table, co
 		if (age > last)
 			part.to = row->borders[age - 1][span->direction].seq;
 		*set++ = one->number;
-		if (one->number >= NUMBER_FIRST)
-			see(&table->requests[one->number], record, &part);
+		see_part(table, one->number, record, part.from, part.to);
 	}
 }
 
 /* Where all are nobody's, what stands in the arrays does not matter. */
-static __attribute__((noinline)) void clear(struct joined *joined)
+static TCPIO_SELDOM void clear(struct joined *joined)
 {
 	memset(joined->numbers, 0, joined->room * sizeof(*joined->numbers)); /* NUMBER_NONE */
 	memset(joined->spans, 0, joined->room * sizeof(*joined->spans));
 }
 
+/* The context of one packet. */
+static __always_inline void join_one(const struct table *table, __s32 number, const struct tcpio_record *record,
+				     __u32 from, __u32 to, struct joined *joined, size_t at)
+{
+	if (!joined->joined++)
+		clear(joined);
+	joined->numbers[at] = number;
+	see_part(table, number, record, from, to);
+}
+
+/* The same where the newest context is not all that it is about. */
+static TCPIO_SELDOM void join_older(const struct table *table, const struct contexts *row,
+				    const struct tcpio_record *record, const struct span *span, struct joined *joined,
+				    size_t at)
+{
+	__u32 first = border_of(row, span->direction, span->from), last = border_of(row, span->direction, span->to - 1);
+
+	if (last == row->count[span->direction])
+		return;
+	if (first == last) {
+		join_one(table, row->borders[last][span->direction].number, record, span->from, span->to, joined, at);
+		return;
+	}
+	if (!joined->joined++)
+		clear(joined);
+	join_several(table, row, record, span, first, last, joined, at);
+}
+
 /* Whose a packet is whose context is decided; where nobody's, nothing is written. */
-static __always_inline void join(const struct table *table, const struct contexts *row,
+static __always_inline void join(const struct table *table, const struct place *place,
 				 const struct tcpio_record *record, const struct span *span, struct joined *joined,
 				 size_t at)
 {
-	__u32 first, last;
+	const struct border *newest;
 
-	if (!row || span->direction < 0)
+	if (span->direction < 0)
 		return;
-	first = border_of(row, span->direction, span->from);
-	last = first ? border_of(row, span->direction, span->to - 1) : 0;
-	if (last == row->count[span->direction])
+	newest = &place->newest[span->direction];
+	if (newest->number < 0)
 		return;
-	if (!joined->joined++)
-		clear(joined);
-	if (first == last) {
-		joined->numbers[at] = row->borders[last][span->direction].number;
-		if (joined->numbers[at] >= NUMBER_FIRST)
-			see(&table->requests[joined->numbers[at]], record, span);
-		return;
-	}
-	join_several(table, row, record, span, first, last, joined, at);
+	if (within(newest, span->from))
+		join_one(table, newest->number, record, span->from, span->to, joined, at);
+	else
+		join_older(table, &table->rows[place->row], record, span, joined, at);
 }
 
 #endif

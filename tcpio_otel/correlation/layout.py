@@ -13,27 +13,25 @@ KEPT = 8
 
 CACHE_LINE_BYTES = 64
 
-# `struct place`, `border`, `contexts` and `request` of contexts.h.
-PLACE = np.dtype(
-    [
-        ("born", "<u8"), ("row", "<i4"), ("high", "<u4"), ("answer", "<u4"), ("answer_before", "<u4"),
-        ("unanswered", "<u4"), ("first", "<u4"), ("fin", "<u4", 2), ("sending", "u1"), ("answers", "u1"),
-        ("finished", "u1"), ("receiving", "u1"), ("turns", "u1"), ("pass", "<u4"), ("first_waiting", "<i4"),
-        ("last_waiting", "<i4"),
-    ],
-    align=True,
-)  # fmt: skip
+# `struct border`, `place`, `contexts` and `request` of contexts.h.
 BORDER = np.dtype(
     [("seq", "<u4"), ("number", "<i4"), ("origin", "u1"), ("from_start", "u1"), ("open", "u1"), ("reserved", "u1")],
     align=True,
 )
-ROW = np.dtype(
+PLACE = np.dtype(
     [
-        ("count", "<u4", 2), ("known", "<u4"), ("serial", "<u2"), ("shared", "u1"), ("reserved", "u1"),
-        ("borders", BORDER, (KEPT, 2)), ("pad", "u1", 48),
+        ("high", "<u4"), ("answer", "<u4"), ("answer_before", "<u4"), ("first", "<u4"), ("fin", "<u4", 2),
+        ("sending", "u1"), ("receiving", "u1"), ("finished", "u1"), ("answers", "u1"), ("turns", "u1"),
+        ("reserved", "u1"), ("serial", "<u2"), ("known", "<u4"), ("row", "<i4"), ("newest", BORDER, 2),
+        ("born", "<u8"), ("unanswered", "<u4"), ("pass", "<u4"), ("first_waiting", "<i4"), ("last_waiting", "<i4"),
+        ("pad", "u1", 40),
     ],
     align=True,
 )  # fmt: skip
+ROW = np.dtype(
+    [("count", "<u4", 2), ("shared", "u1"), ("reserved", "u1", 7), ("borders", BORDER, (KEPT, 2)), ("pad", "u1", 48)],
+    align=True,
+)
 REQUEST = np.dtype(
     [
         ("trace_id", "V16"), ("span_id", "V8"), ("slot", "<i8"), ("born", "<u8"), ("began_ns", "<u8"),

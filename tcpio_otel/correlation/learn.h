@@ -73,8 +73,9 @@ static void complete(struct request *requests, const struct contexts *row, int d
 }
 
 /* From here on nothing is known, in both directions. */
-static void lose_track(const struct table *table, struct contexts *row, const struct tcpio_record *record)
+static TCPIO_SELDOM void lose_track(const struct table *table, struct place *place, const struct tcpio_record *record)
 {
+	struct contexts *row = &table->rows[place->row];
 	int direction = record->packet.direction;
 	__u32 seq = record->packet.seq, other = record->packet.ack;
 	struct border border = { .number = NUMBER_NONE, .origin = TCPIO_ORIGIN_TAG, .open = 1 };
@@ -88,7 +89,8 @@ static void lose_track(const struct table *table, struct contexts *row, const st
 		if (there)
 			rename_border(table->requests, there, NUMBER_NONE, TCPIO_ORIGIN_TAG);
 	}
-	row->serial = record->packet.contexts;
+	place->serial = record->packet.contexts;
+	show_newest(place, row);
 }
 
 static int same_ids(const struct request *one, const struct request *other)
@@ -140,6 +142,15 @@ static int prevails(const struct tcpio_record *record, const struct border *bord
 
 enum { FAR_BACK = 1 << 30 };
 
+/* Nobody followed how far a connection came, so all that it has received counts as answered. */
+static void start_watching(struct place *place, const struct tcpio_record *record)
+{
+	place->answer = place->answer_before = place->first = record->context.received_seq;
+	place->high = record->context.sent_seq;
+	place->sending = place->receiving = 1;
+	place->unanswered = 0;
+}
+
 /* What a client is told and what it asks begin together; a server is told when it has read what it is asked, which
  * began where it had answered what came before, or, if it has sent nothing so far, with the connection. */
 static void place_request(const struct place *place, const struct contexts *row, const struct tcpio_record *record,
@@ -154,7 +165,7 @@ static void place_request(const struct place *place, const struct contexts *row,
 	/* A TLS server may send its tickets when the request is there already and the application has not read it. */
 	if (server && place->sending)
 		begin[RECEIVED] = place->answer == record->context.received_seq &&
-						  (!row->count[RECEIVED] || !before(place->answer_before, row->known))
+						  (!row->count[RECEIVED] || !before(place->answer_before, place->known))
 					  ? place->answer_before
 					  : place->answer;
 	else if (server && !*from_start)
@@ -170,23 +181,28 @@ static int learn(const struct table *table, struct place *place, struct contexts
 		 const struct tcpio_record *record, __s64 slot, __s32 number)
 {
 	int late = record->context.origin == TCPIO_ORIGIN_TAG || record->context.origin == TCPIO_ORIGIN_PUBLISHED;
-	int known = has_ids(record), server, from_start, used = 0, begun[DIRECTIONS];
+	int known = has_ids(record), server, unwatched, from_start, used = 0, begun[DIRECTIONS];
 	struct request *request = &table->requests[number];
 	struct border *there[DIRECTIONS];
 	__u32 begin[DIRECTIONS];
 	__s32 named = known ? number : NUMBER_NONE;
 
 	server = late && table->flows[(size_t)slot * table->flow_stride + table->server_offset] != 0;
-	row->serial = record->context.serial;
+	place->serial = record->context.serial;
+	unwatched = server && place->answers == ANSWERS_NEVER;
+	if (unwatched)
+		start_watching(place, record);
 	place_request(place, row, record, server, begin, &from_start);
 	if (server) {
 		place->answers = ANSWERS_LATE;
-		row->known = record->context.received_seq;
+		place->known = record->context.received_seq;
 	}
 	if (known) {
 		begin_request(request, record, slot, place->born, begin);
 		request->unplaced = (__u8) !!from_start;
 	}
+	if (unwatched)
+		begin[RECEIVED]--; /* at least the last byte that it has read is its own, if it comes again */
 	if (record->context.context_marks & TCPIO_CONTEXT_SHARED)
 		row->shared = 1;
 	if (row->shared)

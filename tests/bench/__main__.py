@@ -155,7 +155,7 @@ def correlated(records: np.ndarray, *, inside: bool) -> Callable[[slice], Items]
         batch = Batch(records[part], 0, 0, 0)
         slots, _ = table.update(batch)
         found = contexts.follow(batch, table.record_slots, table.flows, table.births).contexts
-        return encoder.encode(Packets(records[part], slots, table.flows, 0, 1, found))
+        return encoder.encode(Packets(batch.packets, slots, table.flows, 0, 1, found))
 
     return work
 
@@ -185,11 +185,10 @@ def stages() -> dict[str, Stage]:
     def encoded(encoder: Any) -> Stage:
         return each(lambda part: encoder.encode(Packets(records[part], slots[part], flows, 0, 1)))
 
-    def followed(part: slice) -> np.ndarray:
-        return table.update(Batch(records[part], 0, 0, 0))[0]
-
     def whole(part: slice) -> Items:
-        return following.encode(Packets(records[part], followed(part), table.flows, 0, 1))
+        batch = Batch(records[part], 0, 0, 0)
+        slots, _ = table.update(batch)
+        return following.encode(Packets(batch.packets, slots, table.flows, 0, 1))
 
     def requested(part: slice) -> None:
         items = whole(part)
@@ -199,7 +198,7 @@ def stages() -> dict[str, Stage]:
 
     return {
         "drain: parse, merge, copy": (lambda: [inlet.drain() for inlet in inlets], len(records)),
-        "connections: look up and count": each(followed),
+        "connections: look up and count": each(lambda part: table.update(Batch(records[part], 0, 0, 0))),
         "encode OTLP protobuf": encoded(protobuf),
         WHOLE: each(whole),
         OUTSIDE: each(outside),

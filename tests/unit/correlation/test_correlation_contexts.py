@@ -276,6 +276,24 @@ def test_servers_that_do_not_tag_are_not_waited_for(turns: int) -> None:
     assert waits.any() == (turns == 4)  # nobody waited there for long, so nothing was learnt of the listener
 
 
+def test_a_server_that_tags_after_all_is_watched_from_then_on() -> None:
+    """Nobody waited for its first tag, so that is for what follows; the next is for all that was asked."""
+    end, at = server(), 1
+    for _ in range(5):
+        end.gets("PA", at, at, 10).sends("PA", at, at + 10, 10)
+        at += 10
+    end.gets("PA", at, at, 100).serves(ids(1), at, at + 100, origin=Origin.TAG)
+    end.sends("PA", at, at + 100, 50).sends("PA", at, at + 100, 50, marks=Mark.RETRANSMIT)
+    end.gets("PA", at + 100, at + 50, 70).sends("PA", at, at + 170, 50, marks=Mark.RETRANSMIT)
+    end.gets("PA", at + 170, at + 50, 30).serves(ids(2), at + 50, at + 200, origin=Origin.TAG)
+    end.sends("PA", at + 50, at + 200, 50)
+    found = served(told(end))
+    assert found.packets[-7:] == [None, ids(1), ids(1), ids(2), ids(1), ids(2), ids(2)]
+    first, second = found.requests
+    assert (first.bytes_sent, first.bytes_received, first.retransmits) == (50, 0, 2)
+    assert (second.bytes_sent, second.bytes_received) == (50, 100)
+
+
 def test_a_long_upload_is_one_request() -> None:
     """What a server receives before it answers belongs to what it was told last, at once."""
     end = server().gets("PA", 1, 1, 100).serves(ids(1), 1, 101, origin=Origin.TAG)
