@@ -36,13 +36,17 @@ struct tcpio_owner {
 	__u32 pid;
 	__u32 observed; /* the probe has reported this socket, or saw it being made */
 	__u8 name[16];
-	__u32 netns; /* the low half of the namespace's cookie; 0: unknown */
-	__u32 role;  /* enum tcpio_role */
+	__u32 netns;  /* the low half of the namespace's cookie; 0: unknown */
+	__u32 role;   /* enum tcpio_role */
+	__u32 cgroup; /* as in the record */
+	__u32 cgroup_v1;
 	struct tcpio_stream stream;
 	__u16 contexts;	 /* that were reported, or should have been */
 	__u16 idle_tags; /* how many in a row came with nothing sent or received in between */
 	__u32 tagged_at; /* the sum of both sequence numbers at the last tag */
 	__u64 published; /* the span id that was last read from the map of published contexts */
+	__u64 placed;	 /* address of the kernel's css_set from which the cgroups were read: a process that moves gets
+			    another */
 };
 
 enum tcpio_role {

@@ -135,8 +135,37 @@ struct mm_struct {
 	struct file *exe_file;
 };
 
+struct kernfs_node {
+	const char *name;
+	__u64 id;
+};
+
+struct cgroup_root {
+	unsigned int subsys_mask;
+	int hierarchy_id;
+};
+
+struct cgroup;
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+	struct cgroup_root *root;
+};
+
+struct css_set {
+	struct cgroup_subsys_state *subsys[1]; /* one for each controller that the kernel was built with */
+	struct cgroup *dfl_cgrp;
+};
+
 struct task_struct {
 	struct mm_struct *mm;
+	struct css_set *cgroups;
 	int tgid;
 	char comm[16];
 };
@@ -163,6 +192,11 @@ struct bpf_iter__task_file {
 };
 
 #pragma clang attribute pop
+
+/* The value is looked up by name at load time. */
+enum cgroup_subsys_id {
+	memory_cgrp_id = 4,
+};
 
 /* The values are looked up by name at load time; before 5.17 there is no such type. */
 enum skb_drop_reason {

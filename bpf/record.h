@@ -9,13 +9,15 @@
 #ifndef TCPIO_RECORD_H
 #define TCPIO_RECORD_H
 
-#define TCPIO_RECORD_VERSION 3
+#define TCPIO_RECORD_VERSION 4
 
 enum tcpio_kind {
 	TCPIO_PACKET = 1,  /* one segment or GSO super-packet: union member packet */
 	TCPIO_SOCKET = 2,  /* a socket's own totals, at a change of state or on request: union member socket */
 	TCPIO_RESET = 3,   /* the kernel decided to send RST and said why: union member socket, reason only */
 	TCPIO_CONTEXT = 4, /* a trace context begins on a connection: union member context */
+	TCPIO_CGROUP = 5,  /* a cgroup was made: union member made; the cookie holds its id and, in the upper half, its
+			      parent's; the state is enum tcpio_hierarchy */
 };
 
 /* Where a context is known from. */
@@ -31,6 +33,11 @@ enum tcpio_context_mark {
 	TCPIO_CONTEXT_SHARED =
 		1 << 0, /* one of several that the connection serves at a time: it has no bytes of its own */
 	TCPIO_CONTEXT_EARLY = 1 << 1, /* before the handshake was complete: it begins where the connection does */
+};
+
+enum tcpio_hierarchy {
+	TCPIO_UNIFIED = 0,
+	TCPIO_MEMORY = 1, /* of cgroup v1 */
 };
 
 enum tcpio_direction {
@@ -82,6 +89,9 @@ struct tcpio_record {
 			__u16 reserved;
 			__u8 header_local_address[16];
 			__u8 header_peer_address[16];
+			__u64 more_reserved;
+			__u32 cgroup; /* of the socket's process in the unified tree: its id's lower half; 0: unknown */
+			__u32 cgroup_v1; /* likewise in the tree of cgroup v1's memory controller, where there is one */
 		} packet;
 		struct {
 			__u64 bytes_acked;    /* counts SYN (client) and FIN */
@@ -99,9 +109,10 @@ struct tcpio_record {
 			__u32 rtt_min_us;
 			__u8 old_state;
 			__u8 new_state; /* equal to old_state: a snapshot, not a change */
-			__u16 error;	/* sk_err: errno of the failure, 0: none */
-			__u32 reason;	/* enum sk_rst_reason of the running kernel (kind RESET); 0: none */
-			__u32 reserved;
+			__u8 error;	/* sk_err: errno of the failure, 0: none */
+			__u8 reason;	/* enum sk_rst_reason of the running kernel (kind RESET); 0: none */
+			__u32 cgroup;	/* as with a packet */
+			__u32 cgroup_v1;
 		} socket;
 		struct {
 			__u8 trace_id[16]; /* all zero: from here on the connection is in no known context */
@@ -113,6 +124,9 @@ struct tcpio_record {
 			__u8 context_marks; /* enum tcpio_context_mark */
 			__u32 reserved;
 		} context;
+		struct {
+			__u8 cgroup_name[80]; /* of its directory, NUL-terminated, cut if it is longer */
+		} made;
 	};
 };
 

@@ -218,6 +218,7 @@ int tcpio_create(struct bpf_sock *sk)
 	owner->pid = bpf_get_current_pid_tgid() >> 32;
 	owner->observed = 1;
 	owner->netns = bpf_get_netns_cookie(sk);
+	owner->cgroup = bpf_get_current_cgroup_id();
 	bpf_get_current_comm(owner->name, sizeof(owner->name));
 	return 1;
 }

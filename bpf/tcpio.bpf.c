@@ -10,6 +10,7 @@
  *   tp_btf/tcp_send_reset        why the kernel sent a RST
  *   cgroup/sock_create           who owns a socket; accepted sockets inherit it from their listener
  *   tp_btf/tcp_rcv_space_adjust  who really reads from it: a pre-forked worker, say
+ *   tp_btf/cgroup_mkdir          names of cgroups, for those that are gone before anybody looks
  *   iter/task_file               sockets older than the agent, and all sockets when it stops
  *   cgroup/setsockopt            which trace a connection serves, as the application says (context.h)
  */
@@ -47,6 +48,8 @@ const struct tcpio_record *const tcpio_record_layout = NULL;
 
 /* Known when the probe is loaded; what is behind one that is false is not verified. */
 #define HAS_DROP_REASONS bpf_core_type_exists(enum skb_drop_reason) /* from 5.17 on */
+#define HAS_MEMORY_CONTROLLER bpf_core_enum_value_exists(enum cgroup_subsys_id, memory_cgrp_id)
+#define MEMORY_CONTROLLER bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id)
 /* From 5.11 on, and with it socket storage in tracing programs. */
 #define HAS_SOCK_FROM_FILE bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_sock_from_file)
 
@@ -591,6 +594,34 @@ int BPF_PROG(tcpio_reset, struct sock *sk, struct sk_buff *skb, int reason)
 	return 0;
 }
 
+SEC("tp_btf/cgroup_mkdir")
+int BPF_PROG(tcpio_cgroup, struct cgroup *cgroup)
+{
+	int unified = !BPF_CORE_READ(cgroup, root, hierarchy_id);
+	struct tcpio_record *record;
+	struct context context;
+	void *ring;
+	__u32 id, parent;
+
+	if (!unified &&
+	    (!HAS_MEMORY_CONTROLLER || !(BPF_CORE_READ(cgroup, root, subsys_mask) >> MEMORY_CONTROLLER & 1)))
+		return 0;
+	if (!enter(&context))
+		return 0;
+	record = reserve_fact(&context, &ring);
+	if (!record)
+		return 0;
+	id = BPF_CORE_READ(cgroup, kn, id);
+	parent = BPF_CORE_READ(cgroup, self.parent, cgroup, kn, id);
+	record->kind = TCPIO_CGROUP;
+	record->state = unified ? TCPIO_UNIFIED : TCPIO_MEMORY;
+	record->socket_cookie = (__u64)parent << 32 | id;
+	bpf_probe_read_kernel_str(record->made.cgroup_name, sizeof(record->made.cgroup_name),
+				  BPF_CORE_READ(cgroup, kn, name));
+	submit(&context, ring, record);
+	return 0;
+}
+
 /* The executable's basename; the command name where there is no executable to name (a kernel thread). */
 static __always_inline void name_process(struct tcpio_owner *owner, struct task_struct *task)
 {
@@ -600,9 +631,31 @@ static __always_inline void name_process(struct tcpio_owner *owner, struct task_
 		BPF_CORE_READ_INTO(&owner->name, task, comm);
 }
 
+/* Where a task stands in the unified tree, and in the memory controller's own, where that is one of cgroup v1. */
+static __always_inline void place_process(struct tcpio_owner *owner, struct task_struct *task)
+{
+	struct css_set *set = BPF_CORE_READ(task, cgroups);
+	struct cgroup_subsys_state *memory = NULL;
+	struct cgroup *cgroup;
+	__u32 v1 = 0;
+
+	if (HAS_MEMORY_CONTROLLER) {
+		bpf_probe_read_kernel(&memory, sizeof(memory),
+				      (void *)set + bpf_core_field_offset(struct css_set, subsys) +
+					      MEMORY_CONTROLLER * sizeof(memory));
+		cgroup = BPF_CORE_READ(memory, cgroup);
+		if (BPF_CORE_READ(cgroup, root, hierarchy_id))
+			v1 = BPF_CORE_READ(cgroup, kn, id);
+	}
+	owner->cgroup = BPF_CORE_READ(set, dfl_cgrp, kn, id);
+	owner->cgroup_v1 = v1;
+	owner->placed = (__u64)set;
+}
+
 SEC("cgroup/sock_create")
 int tcpio_create(struct bpf_sock *sk)
 {
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct tcpio_owner *owner;
 
 	if (sk->type != SOCK_STREAM || sk->protocol != IPPROTO_TCP)
@@ -612,7 +665,8 @@ int tcpio_create(struct bpf_sock *sk)
 		return 1;
 	owner->pid = bpf_get_current_pid_tgid() >> 32;
 	owner->observed = 1;
-	name_process(owner, (struct task_struct *)bpf_get_current_task());
+	name_process(owner, task);
+	place_process(owner, task);
 	return 1;
 }
 
@@ -626,13 +680,16 @@ int BPF_PROG(tcpio_read, struct sock *sk)
 	if (!HAS_SOCK_FROM_FILE)
 		return 0;
 	owner = bpf_sk_storage_get(&owners, sk, 0, 0);
-	if (!owner || owner->pid == pid || !pid)
+	if (!owner || !pid)
 		return 0;
 	task = (struct task_struct *)bpf_get_current_task();
+	if (owner->pid == pid && owner->placed == (__u64)BPF_CORE_READ(task, cgroups))
+		return 0;
 	if (!BPF_CORE_READ(task, mm))
 		return 0; /* a kernel thread reads on somebody's behalf */
 	owner->pid = pid;
 	name_process(owner, task);
+	place_process(owner, task);
 	return 0;
 }
 
@@ -676,6 +733,7 @@ int tcpio_snapshot(struct bpf_iter__task_file *ctx)
 	holder.pid = task->tgid;
 	holder.observed = 1;
 	name_process(&holder, task);
+	place_process(&holder, task);
 	if (HAS_SOCK_FROM_FILE) {
 		socket = bpf_sock_from_file(file);
 		if (socket && socket->sk)

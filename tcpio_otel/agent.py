@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tcpio_otel import privileges
 from tcpio_otel.capture.control import ContextSources, Filters
 from tcpio_otel.capture.loaders import Vocabulary
-from tcpio_otel.capture.probe import Probe
+from tcpio_otel.capture.probe import Probe, cgroup_root
 from tcpio_otel.clock import boot_ns
 from tcpio_otel.config import Config
 from tcpio_otel.errors import EnvironmentFault, UsageError
@@ -28,6 +28,7 @@ from tcpio_otel.ledger import Ledger
 from tcpio_otel.memory import GiveBack, share_one_heap
 
 if TYPE_CHECKING:
+    from tcpio_otel.attribution.workloads import Workloads
     from tcpio_otel.batch import Batch
     from tcpio_otel.outputs import Outputs
     from tcpio_otel.pipeline import Pipeline, Source
@@ -150,8 +151,11 @@ def run(config: Config, terminal: IO[str]) -> int:
     ):
         from tcpio_otel.outputs import Outputs
 
-        outputs = Outputs(config, vocabulary, ledger, boot_ns)
-        pipeline = _pipeline(config, ledger, vocabulary, outputs, source)
+        workloads = _workloads(config)
+        outputs = Outputs(
+            config, vocabulary, ledger, boot_ns, *([] if workloads is None else [workloads.__getitem__])
+        )  # fmt: skip
+        pipeline = _pipeline(config, ledger, vocabulary, outputs, source, workloads)
         view = _View(config, terminal, ledger, pipeline, outputs, source)
         give_back = GiveBack(outputs.packet_encoder.forget)
         fault: BaseException | None = None
@@ -207,6 +211,19 @@ def _context_table(config: Config) -> Any:
     return ContextTable(quiet_ns=int(wanted.quiet * 1e9), late=late)
 
 
+def _workloads(config: Config) -> Workloads | None:
+    """Whose connections are; None where nobody asks, or nothing tells."""
+    if config.capture_file is not None or not config.attribution.workloads:
+        return None
+    from tcpio_otel.attribution.cgroups import Cgroups, Hierarchy, memory_hierarchy
+    from tcpio_otel.attribution.workloads import Workloads
+
+    roots = {Hierarchy.UNIFIED: config.capture.cgroup or cgroup_root()}
+    if memory := memory_hierarchy():
+        roots[Hierarchy.MEMORY] = memory
+    return Workloads(Cgroups(roots, boot_ns()))
+
+
 def _contexts(config: Config) -> ContextSources:
     wanted = config.correlation
     return ContextSources(
@@ -227,12 +244,20 @@ def _make_directory(config: Config) -> None:
             raise EnvironmentFault(f"cannot make the directory {directory}: {error.strerror}") from None
 
 
-def _pipeline(config: Config, ledger: Ledger, vocabulary: Vocabulary, outputs: Outputs, source: Source) -> Pipeline:
+def _pipeline(
+    config: Config,
+    ledger: Ledger,
+    vocabulary: Vocabulary,
+    outputs: Outputs,
+    source: Source,
+    workloads: Workloads | None,
+) -> Pipeline:
     from tcpio_otel.pipeline import Pipeline
 
     return Pipeline(
         ledger=ledger,
         contexts=_context_table(config),
+        workloads=workloads,
         connections=_table(config, vocabulary, float(config.connections.summary_interval)),
         packet_encoder=outputs.packet_encoder,
         encode_spans=outputs.encode_spans,

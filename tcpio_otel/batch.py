@@ -20,6 +20,7 @@ class Kind(IntEnum):
     SOCKET = 2
     RESET = 3
     CONTEXT = 4
+    CGROUP = 5
 
 
 class Origin(IntEnum):
@@ -125,6 +126,9 @@ RECORD = _layout(
     ("contexts", "<u2", 108),
     ("header_local_address", "V16", 112),
     ("header_peer_address", "V16", 128),
+    # kinds PACKET and SOCKET
+    ("cgroup", "<u4", 152),
+    ("cgroup_v1", "<u4", 156),
     # kinds SOCKET and RESET
     ("bytes_acked", "<u8", 80),
     ("bytes_received", "<u8", 88),
@@ -141,8 +145,8 @@ RECORD = _layout(
     ("rtt_min_us", "<u4", 144),
     ("old_state", "u1", 148),
     ("new_state", "u1", 149),
-    ("error", "<u2", 150),
-    ("reason", "<u4", 152),
+    ("error", "u1", 150),
+    ("reason", "u1", 151),
     # kind CONTEXT
     ("trace_id", "V16", 80),
     ("span_id", "V8", 96),
@@ -151,6 +155,8 @@ RECORD = _layout(
     ("serial", "<u2", 112),
     ("origin", "u1", 114),
     ("context_marks", "u1", 115),
+    # kind CGROUP
+    ("cgroup_name", "S80", 80),
     itemsize=160,
 )
 
@@ -173,6 +179,9 @@ FLOW = np.dtype(
         ("identified", "?"),
         ("server", "?"),
         ("pid", "<u4"),
+        ("cgroup", "<u4"),
+        ("cgroup_v1", "<u4"),
+        ("workload", "<i4"),
         ("process_name", "S16"),
     ],
     align=True,
@@ -181,7 +190,8 @@ FLOW = np.dtype(
 
 `version` is unique over slots and rises with every change of the rest, so that a consumer knows when its own copy is
 stale; `born` is unique over connections, and 0 where there is none; the ids are zero until `identified`; `server` says
-whether this end was connected to.
+whether this end was connected to. The process and its cgroups are those that a record named last; `workload` is the
+number of what they belong to, which attribution adds; 0: the agent's own host, and no more is known.
 """
 
 
@@ -245,7 +255,7 @@ class Contexts:
         """Those of some packets, side by side."""
         return replace(self, numbers=self.numbers[rows], spans=self.spans[rows])
 
-    def where(self, mask: NDArray[np.bool_]) -> "Contexts":
+    def where(self, mask: NDArray[np.bool_] | NDArray[np.int64]) -> "Contexts":
         """Those of some packets."""
         return replace(self, numbers=self.numbers[mask], spans=self.spans[mask])
 
@@ -256,7 +266,8 @@ class Packets:
 
     `records` has dtype RECORD and shape (n,), contiguous, all of kind PACKET; `slots` (int64, shape (n,)) says which
     row of `flows` (dtype FLOW) each belongs to. `unix_offset_ns` and `observed_ns` are those of their batch. `contexts`
-    is None where no application's traces are known.
+    is None where no application's traces are known. `order` (int64, shape (n,)) says in which order they are wanted;
+    None: as they stand.
     """
 
     records: NDArray[np.void]
@@ -265,6 +276,7 @@ class Packets:
     unix_offset_ns: int
     observed_ns: int
     contexts: Contexts | None = None
+    order: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -273,6 +285,14 @@ class Packets:
         """Some of them, side by side."""
         contexts = self.contexts.part(rows) if self.contexts else None
         return replace(self, records=self.records[rows], slots=self.slots[rows], contexts=contexts)
+
+    def arranged(self) -> "Packets":
+        """The same as they are wanted: copied, so that they stand in that order."""
+        if self.order is None:
+            return self
+        contexts = self.contexts.where(self.order) if self.contexts else None
+        records, slots = pick(self.records, self.order), self.slots[self.order]
+        return replace(self, records=records, slots=slots, contexts=contexts, order=None)
 
     @property
     def unix_ns(self) -> NDArray[np.uint64]:

@@ -120,6 +120,15 @@ class Correlation:
 
 
 @dataclass(frozen=True)
+class Attribution:
+    """Whose the connections are said to be."""
+
+    workloads: bool = key(
+        "a Resource for each container, systemd unit and program; off: all is the agent's own Resource's", True
+    )
+
+
+@dataclass(frozen=True)
 class Receiver:
     """An OTLP receiver; of a signal, what is unset is taken from `export`."""
 
@@ -171,10 +180,13 @@ class File:
 
 @dataclass(frozen=True)
 class ResourceSettings:
-    """What the records are said to be about."""
+    """What the agent's Resource says: that of its metrics, and of connections of which nobody knows whose they are."""
 
-    service_name: str | None = key("service.name; unset: tcpio-otel", None)
-    attributes: Mapping[str, str] = key("more attributes, such as deployment.environment.name", dict)
+    service_name: str | None = key("service.name of the agent; unset: tcpio-otel", None)
+    attributes: Mapping[str, str] = key(
+        "more attributes, such as deployment.environment.name; workloads have them too, but for service.* and the like",
+        dict,
+    )
 
 
 @dataclass(frozen=True)
@@ -211,6 +223,7 @@ class Config:
     capture: Capture = key("what is recorded", Capture)
     connections: Connections = key("how connections are followed", Connections)
     correlation: Correlation = key("how packets find traces", Correlation)
+    attribution: Attribution = key("whose connections are", Attribution)
     export: ExportSettings = key("where it is sent", ExportSettings)
     batch: Batch = key("how many records make a request", Batch)
     file: File = key("OTLP/JSON files", File)

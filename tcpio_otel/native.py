@@ -43,12 +43,13 @@ def _array(dtype: Any) -> Any:
 
 
 _RECORDS, _BYTES, _FLAGS = _array(RECORD), _array(np.uint8), _array(np.bool_)
-_INT64, _UINT64 = _array(np.int64), _array(np.uint64)
+_INT32, _INT64, _UINT64 = _array(np.int32), _array(np.int64), _array(np.uint64)
 _KEYS, _COLUMN64, _COLUMN32 = ndpointer(np.uint64, ndim=2), ndpointer(np.uint64), ndpointer(np.uint32)  # with strides
+_COLUMN_INT32 = ndpointer(np.int32)
 
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "tcpio_hash": (None, [_KEYS, c_size_t, c_size_t, _UINT64]),
-    "tcpio_find": (None, [_KEYS, c_size_t, c_size_t, _array(np.int32), c_uint64, _UINT64, _INT64]),
+    "tcpio_find": (None, [_KEYS, c_size_t, c_size_t, _INT32, c_uint64, _UINT64, _INT64]),
     "tcpio_sift": (c_size_t, [_RECORDS, _INT64, c_size_t, _FLAGS, _COLUMN32, c_size_t, _INT64]),
     "tcpio_count": (None, [_RECORDS, _INT64, c_size_t, _INT64, _INT64, _INT64, _array(np.uint32), _INT64]),
     "tcpio_row_numbers": (
@@ -75,6 +76,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
             c_void_p,
             c_void_p,
             c_void_p,
+            c_void_p,
             c_size_t,
             c_size_t,
             c_size_t,
@@ -84,6 +86,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
             _INT64,
         ],
     ),
+    "tcpio_arrange": (c_size_t, [_COLUMN_INT32, c_size_t, _INT64, c_size_t, _INT32, _INT32, _INT32, _INT64]),
     "tcpio_follow": (None, [c_void_p, c_void_p, c_void_p, c_size_t, c_void_p]),
     "tcpio_join": (None, [c_void_p, _RECORDS, _INT64, c_size_t, c_void_p]),
     "tcpio_context_layout": (None, [_INT64]),

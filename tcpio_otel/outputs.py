@@ -7,6 +7,7 @@ from collections.abc import Callable
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.sdk.resources import Resource
 
+from tcpio_otel.attribution.naming import UNKNOWN, Workload
 from tcpio_otel.capture.loaders import Vocabulary
 from tcpio_otel.clock import Nanoseconds
 from tcpio_otel.config import Config, Export
@@ -18,7 +19,7 @@ from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
 from tcpio_otel.encoding.packet_json import PacketJsonEncoder
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
 from tcpio_otel.encoding.requests import Links, request_log, request_log_json
-from tcpio_otel.encoding.resource import host_resource, message
+from tcpio_otel.encoding.resource import Resources, host_resource
 from tcpio_otel.encoding.spans import SCOPE, SpanEncoder, SpanJsonEncoder, items
 from tcpio_otel.errors import EnvironmentFault
 from tcpio_otel.export.batcher import Batcher
@@ -30,7 +31,7 @@ from tcpio_otel.export.sender import Outcome, Sender
 from tcpio_otel.export.settings import Protocol
 from tcpio_otel.export.transport import Accepted, Transport
 from tcpio_otel.ledger import Ledger
-from tcpio_otel.payload import Items, Request, Signal, Wrap
+from tcpio_otel.payload import Envelope, Items, Request, Signal
 from tcpio_otel.pipeline import Output, PacketEncoder
 
 logger = logging.getLogger(__name__)
@@ -105,9 +106,17 @@ class Outputs:
         EnvironmentFault: the files cannot be written.
     """
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, ledger: Ledger, clock: Nanoseconds) -> None:
+    def __init__(
+        self,
+        config: Config,
+        vocabulary: Vocabulary,
+        ledger: Ledger,
+        clock: Nanoseconds,
+        workload: Callable[[int], Workload] = lambda _: UNKNOWN,
+    ) -> None:
         self._config, self._clock = config, clock
         self._resource = host_resource(config.resource.service_name, config.resource.attributes)
+        self._resources = Resources(self._resource, workload)
         self._directory = config.file_directory
         self.exports = Exports(ledger)
         self._senders: list[Sender] = []
@@ -135,7 +144,7 @@ class Outputs:
 
     @property
     def resource(self) -> Resource:
-        """What everything is about."""
+        """The agent itself."""
         return self._resource
 
     @property
@@ -174,11 +183,11 @@ class Outputs:
         self._senders.append(sender)
         return sender
 
-    def _wrap(self, signal: Signal) -> Wrap:
+    def _envelope(self, signal: Signal) -> Envelope:
         if not self._json(signal):
-            return ProtobufEnvelope(message(self._resource).SerializeToString(deterministic=True)).wrap
-        resource, scope = proto_json.as_dict(message(self._resource)), {"name": SCOPE.name, "version": SCOPE.version}
-        return proto_json.JsonEnvelope(resource, scope, names.SCHEMA_URL, _JSON_KEYS[signal]).wrap
+            return ProtobufEnvelope(self._resources.protobuf)
+        scope = {"name": SCOPE.name, "version": SCOPE.version}
+        return proto_json.JsonEnvelope(self._resources.json, scope, names.SCHEMA_URL, _JSON_KEYS[signal])
 
     def _connection_encoder(self, signal: Signal) -> SpanEncoder | SpanJsonEncoder:
         return (SpanJsonEncoder if self._json(signal) else SpanEncoder)(self._resource)
@@ -189,7 +198,7 @@ class Outputs:
         batch = self._config.batch
         batcher = Batcher(
             signal,
-            self._wrap(signal),
+            self._envelope(signal),
             max_bytes=min(batch.max_bytes, LINE_BYTES) if self._directory else batch.max_bytes,
             max_items=batch.max_records,
             max_age_ns=int(batch.max_age * 1e9),

@@ -5,13 +5,14 @@ here: they do not import one another.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tcpio_otel.attribution.workloads import Workloads
 from tcpio_otel.batch import RAW, RECORD, Batch, Contexts, Packets, pick
 from tcpio_otel.clock import Nanoseconds
 from tcpio_otel.connections.events import Connection, Ends
@@ -24,11 +25,14 @@ from tcpio_otel.export.sender import Sender
 from tcpio_otel.ledger import Ledger
 from tcpio_otel.payload import Items, Request
 
-SPANS_AT_ONCE = 64
-"""Connections encoded in one go, which bounds the memory that a burst of ends takes."""
+AT_ONCE = 64
+"""Connections or requests encoded in one go, which bounds the memory that a burst of ends takes."""
 
 HELD_RECORDS_LIMIT = 1 << 16
 """Packet records whose logs may wait for a handshake to complete, or for a context; beyond it the oldest go without."""
+
+
+Found = TypeVar("Found", Connection, ServedRequest)
 
 
 class Source(Protocol):
@@ -131,6 +135,7 @@ class Pipeline:
         ledger: Ledger,
         connections: ConnectionTable,
         contexts: ContextTable | None,
+        workloads: Workloads | None,
         packet_encoder: PacketEncoder,
         encode_spans: Callable[[list[Connection], list[Links]], Items],
         encode_requests: Callable[[list[tuple[ServedRequest, Ends | None]], int], Items],
@@ -144,6 +149,7 @@ class Pipeline:
         paced: bool,
     ) -> None:
         self._ledger, self._connections, self._contexts = ledger, connections, contexts
+        self._workloads = workloads
         self._packet_encoder, self._encode_spans = packet_encoder, encode_spans
         self._encode_summaries, self._encode_requests = encode_summaries, encode_requests
         self._context_wait_ns = context_wait_ns
@@ -169,6 +175,7 @@ class Pipeline:
         """Take one batch in."""
         self._unix_offset_ns = batch.unix_offset_ns
         slots, ended = self._connections.update(batch)
+        self._attribute(batch)
         packets = batch.packets
         self.progress.packets += len(packets)
         self.progress.payload_bytes += int(packets["payload_bytes"].sum())
@@ -179,6 +186,14 @@ class Pipeline:
         for output in (self._logs, self._summaries, self._traces):
             if output:
                 output.poll(self._clock(), block=self._paced)
+
+    def _attribute(self, batch: Batch) -> None:
+        if self._workloads:
+            self._workloads.assign(batch, self._connections.flows, self._connections.owned)
+
+    def _arrange(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64] | None, tuple[tuple[int, int], ...] | None]:
+        """The order in which to encode what belongs to slots, and its groups, as `Workloads.arrange` says it."""
+        return self._workloads.arrange(self._connections.flows, slots) if self._workloads else (None, None)
 
     def _log(self, batch: Batch, arrived: _Held) -> None:
         """Encode what has ids, or has waited long enough, and hold back the rest."""
@@ -252,45 +267,50 @@ class Pipeline:
         if self._logs is None:
             self._ledger.filtered(len(rows), "signal_off")
             return
+        order, groups = self._arrange(rows.slots)
         packets = Packets(
-            rows.records, rows.slots, self._connections.flows, rows.unix_offset_ns, rows.observed_ns, contexts
+            rows.records, rows.slots, self._connections.flows, rows.unix_offset_ns, rows.observed_ns, contexts, order
         )
-        items = self._packet_encoder.encode(packets)
+        items = replace(self._packet_encoder.encode(packets), groups=groups)
         too_large = self._logs.add(items, self._clock(), block=self._paced)
         self._ledger.dropped(too_large, "too_large")
 
+    def _chunks(self, found: Sequence[Found]) -> Iterator[tuple[list[Found], tuple[tuple[int, int], ...] | None]]:
+        """Connections or requests, some at a time, those of one workload side by side; with their groups."""
+        for start in range(0, len(found), AT_ONCE):
+            some = list(found[start : start + AT_ONCE])
+            order, groups = self._arrange(np.array([each.slot for each in some], np.int64))
+            yield some if order is None else [some[place] for place in order.tolist()], groups
+
     def _span(self, ended: list[Connection]) -> None:
         self.progress.spans += len(ended)
-        served = [self._served(connection.slot) for connection in ended]
-        if self._traces is None:
-            return
-        for start in range(0, len(ended), SPANS_AT_ONCE):
-            part = slice(start, start + SPANS_AT_ONCE)
-            items = self._encode_spans(ended[part], served[part])
-            self._traces.add(items, self._clock(), block=self._paced)
+        for some, groups in self._chunks(ended):
+            served = [self._served(connection.slot) for connection in some]
+            if self._traces:
+                items = replace(self._encode_spans(some, served), groups=groups)
+                self._traces.add(items, self._clock(), block=self._paced)
 
     def _served(self, slot: int) -> Links:
         return Links(*self._contexts.end(slot, self._unix_offset_ns)) if self._contexts else Links()
 
     def _sum_up(self, observed_ns: int) -> None:
         """Send the figures of requests that are over."""
-        due = self._contexts.take_requests() if self._contexts else []
-        if self._summaries is None or not due:
-            return
-        items = self._encode_requests([(request, self._connections.ends(request.slot)) for request in due], observed_ns)
-        self._summaries.add(items, self._clock(), block=self._paced)
+        for some, groups in self._chunks(self._contexts.take_requests() if self._contexts else []):
+            if self._summaries:
+                ends = [(request, self._connections.ends(request.slot)) for request in some]
+                items = replace(self._encode_requests(ends, observed_ns), groups=groups)
+                self._summaries.add(items, self._clock(), block=self._paced)
 
     def _summarize(self, observed_ns: int) -> None:
-        summaries = self._connections.take_summaries()
-        if self._summaries is None:
-            return
-        for start in range(0, len(summaries), SPANS_AT_ONCE):
-            items = self._encode_summaries(summaries[start : start + SPANS_AT_ONCE], observed_ns)
-            self._summaries.add(items, self._clock(), block=self._paced)
+        for some, groups in self._chunks(self._connections.take_summaries()):
+            if self._summaries:
+                items = replace(self._encode_summaries(some, observed_ns), groups=groups)
+                self._summaries.add(items, self._clock(), block=self._paced)
 
     def finish(self, now_ns: int, snapshot: NDArray[np.void] | None) -> None:
         """The source has said all: end open connections, encode what is held, queue everything."""
         ended = self._connections.close(now_ns, snapshot)
+        self._attribute(Batch(np.empty(0, RECORD), self._unix_offset_ns, 0, now_ns))
         self._release(now_ns, everything=True)
         for rows in self._undecided:
             self._connections.release(rows.slots)

@@ -76,6 +76,8 @@ class Owner(ctypes.Structure):
         ("name", ctypes.c_uint8 * 16),
         ("netns", ctypes.c_uint32),
         ("role", ctypes.c_uint32),
+        ("cgroup", ctypes.c_uint32),
+        ("cgroup_v1", ctypes.c_uint32),
         ("stream.next", ctypes.c_uint32),
         ("stream.answer", ctypes.c_uint32),
         ("stream.state", ctypes.c_uint8),
@@ -86,6 +88,7 @@ class Owner(ctypes.Structure):
         ("idle_tags", ctypes.c_uint16),
         ("tagged_at", ctypes.c_uint32),
         ("published", ctypes.c_uint64),
+        ("placed", ctypes.c_uint64),
     )
 
 

@@ -28,6 +28,7 @@ TRACEPOINTS = {
     "tcpio_state": ("inet_sock_set_state", 3),
     "tcpio_reset": ("tcp_send_reset", 3),
     "tcpio_read": ("tcp_rcv_space_adjust", 1),
+    "tcpio_cgroup": ("cgroup_mkdir", 2),
 }
 WITHOUT = {
     "tcpio_drop": "segments received by TIME_WAIT or no socket are not recorded",
@@ -35,9 +36,13 @@ WITHOUT = {
     "tcpio_state": "totals are added up from records",
     "tcpio_reset": "the kernel's reason for a RST is not known",
     "tcpio_read": "a connection keeps the process that made its socket",
+    "tcpio_cgroup": "containers that live for less than a second may go unnamed",
 }
 WITHOUT_TYPES = {
-    **{program: WITHOUT[program] for program in ("tcpio_drop", "tcpio_queue", "tcpio_reset", "tcpio_read")},
+    **{
+        program: WITHOUT[program]
+        for program in ("tcpio_drop", "tcpio_queue", "tcpio_reset", "tcpio_read", "tcpio_cgroup")
+    },
     "tcpio_error": "the error that a socket failed with is not known: one that timed out shows as aborted",
     "tcpio_snapshot": "connections older than the agent are known once they send, and their ends by both FINs",
     "tcpio_option": "packets are not joined to the traces of applications",

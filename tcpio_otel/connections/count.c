@@ -10,28 +10,42 @@ static int may_change_state(const struct tcpio_record *record)
 	       record->packet.marks & TCPIO_MARK_RETRANSMIT || !record->packet.window;
 }
 
+/* The process of a connection, as it stands in the table. */
+struct owner {
+	__u32 pid;
+	__u32 cgroup;
+	__u32 cgroup_v1;
+};
+
+/* Does a packet name this owner, or none at all? */
+static int is_of(const struct tcpio_record *record, const struct owner *owner)
+{
+	return !record->pid || (record->pid == owner->pid && record->packet.cgroup == owner->cgroup &&
+				record->packet.cgroup_v1 == owner->cgroup_v1);
+}
+
 /*
  * Fills `rows` with the records that must be looked at one by one, and returns how many these are: those that are
  * more than plain data, and what follows them on a connection, or comes to one that is marked in `attentive` anyway
- * (by slot; marks are added); and those that name another process than `flow_pids`, which lie `flow_stride` bytes
- * apart. Records without a slot are passed by.
+ * (by slot; marks are added); and those that name another process, or another cgroup of it, than `owners`, which lie
+ * `stride` bytes apart. Records without a slot are passed by.
  */
 size_t tcpio_sift(const struct tcpio_record *records, const __s64 *slots, size_t count, __u8 *attentive,
-		  const __u8 *flow_pids, size_t flow_stride, __s64 *rows)
+		  const __u8 *owners, size_t stride, __s64 *rows)
 {
 	size_t found = 0;
 
 	for (size_t i = 0; i < count; i++) {
 		const struct tcpio_record *record = &records[i];
 		__s64 slot = slots[i];
-		__u32 pid;
+		struct owner owner;
 
 		if (slot < 0 || record->kind == TCPIO_CONTEXT)
 			continue;
-		memcpy(&pid, flow_pids + (size_t)slot * flow_stride, sizeof(pid));
+		memcpy(&owner, owners + (size_t)slot * stride, sizeof(owner));
 		if (may_change_state(record))
 			attentive[slot] |= record->kind == TCPIO_PACKET;
-		else if (!attentive[slot] && (!record->pid || record->pid == pid))
+		else if (!attentive[slot] && is_of(record, &owner))
 			continue;
 		rows[found++] = (__s64)i;
 	}

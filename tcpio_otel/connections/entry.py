@@ -81,6 +81,20 @@ def facts(records: Records) -> list[Fact]:
     return [Fact(*fields) for fields in zip(*(records[name].tolist() for name in Fact._fields), strict=True)]
 
 
+class Owner(NamedTuple):
+    """Whose a socket is, as a record says it; all zero where nobody knows."""
+
+    pid: int
+    cgroup: int
+    cgroup_v1: int
+    process_name: bytes
+
+
+def owners(records: Records) -> list[Owner]:
+    """Whose each record's socket is."""
+    return [Owner(*fields) for fields in zip(*(records[name].tolist() for name in Owner._fields), strict=True)]
+
+
 class Entry:
     """What a slot holds besides its columns. `life` is None for segments that belong to no connection."""
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tcpio_otel import native
 from tcpio_otel.batch import FLOW, RECORD, Batch, Birth, Direction, Flag, Kind, Mark, State, pick
-from tcpio_otel.connections.entry import ROW_FIELDS, Entry, Fact, Moved, Row, Totals, facts
+from tcpio_otel.connections.entry import ROW_FIELDS, Entry, Fact, Moved, Owner, Row, Totals, facts, owners
 from tcpio_otel.connections.events import Connection, End, Endpoint, Ends, Role, Start
 from tcpio_otel.connections.identity import (
     FIN_RECEIVED_STATES,
@@ -90,6 +90,7 @@ class ConnectionTable:
     Attributes:
         flows: what is known of each slot (dtype FLOW).
         births: slots taken with the last batch.
+        owned: slots of which it told the process, or another one than before; one may occur more than once.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class ConnectionTable:
         self._counting = _Counting(np.empty(0, RECORD), np.empty(0, np.int64))
         self._row = -1  # the record of the batch that is looked at
         self.births: list[Birth] = []
+        self.owned: list[int] = []
         self._open = 0
         self.flows: Records = np.zeros(1024, FLOW)
         self._columns(len(self.flows))
@@ -219,6 +221,7 @@ class ConnectionTable:
         """
         self._reclaim()
         self.births.clear()
+        self.owned.clear()
         records = np.ascontiguousarray(batch.records)
         slots = np.empty(0, np.int64)
         self._counting = _Counting(records, slots)
@@ -244,11 +247,10 @@ class ConnectionTable:
         """
         if snapshot is not None and len(snapshot):
             snapshot = np.ascontiguousarray(snapshot)
-            owners = zip(snapshot["pid"].tolist(), snapshot["process_name"].tolist(), strict=True)
-            for slot, fact, (pid, name) in zip(self._find(snapshot), facts(snapshot), owners, strict=True):
+            for slot, fact, owner in zip(self._find(snapshot), facts(snapshot), owners(snapshot), strict=True):
                 entry = self._entries[slot] if slot >= 0 else None
                 if entry and entry.life and not entry.closed:
-                    self._learn_process(slot, pid, name)
+                    self._learn_owner(slot, owner)
                     self._take_totals(slot, entry, fact)
         for slot, entry in enumerate(self._entries):
             if entry and not entry.reported:
@@ -282,7 +284,7 @@ class ConnectionTable:
     def _birth(self, batch: Batch, record: Any, key: tuple[int, ...]) -> int | None:
         """A slot for the first record of a key; None when the record tells of no connection at all."""
         kind, flags, marks = int(record["kind"]), int(record["flags"]), int(record["marks"])
-        if kind == Kind.RESET or (kind == Kind.SOCKET and record["new_state"] == State.CLOSE):
+        if kind in (Kind.RESET, Kind.CGROUP) or (kind == Kind.SOCKET and record["new_state"] == State.CLOSE):
             return None
         if kind == Kind.PACKET and marks & _LISTENER and flags & _SYN and flags & _ACK:
             joined = self._embryonic.get((int(record["netns"]), (int(record["ack"]) - 1) % _MODULUS))
@@ -323,7 +325,7 @@ class ConnectionTable:
         self._index.insert(key, slot)
         self.flows[slot] = np.zeros((), FLOW)
         self.flows["born"][slot] = next(self._versions)
-        self.flows["pid"][slot], self.flows["process_name"][slot] = record["pid"], record["process_name"]
+        self._set_owner(slot, Owner(*(record[name] for name in Owner._fields)))
         self._renew(slot)
         self._last_seen[slot] = record["time_ns"]
         self._attentive[slot] = life is not None
@@ -367,10 +369,10 @@ class ConnectionTable:
         packets, chosen = batch.is_packet[rows], pick(records, rows)
         told = iter(facts(pick(chosen, ~packets)))
         walked = zip(
-            rows.tolist(), packets.tolist(), chosen["pid"].tolist(), chosen["process_name"].tolist(),
-            *(chosen[field].tolist() for field in ROW_FIELDS), strict=True,
+            rows.tolist(), packets.tolist(), owners(chosen), *(chosen[field].tolist() for field in ROW_FIELDS),
+            strict=True,
         )  # fmt: skip
-        for row, is_packet, pid, name, *fields in walked:
+        for row, is_packet, owner, *fields in walked:
             slot = int(slots[row])
             entry = self._entries[slot]
             self._row = row
@@ -383,7 +385,7 @@ class ConnectionTable:
                 entry = self._entries[slot]
                 if entry is None:
                     continue
-            self._learn_process(slot, pid, name)
+            self._learn_owner(slot, owner)
             if fact:
                 self._fact(slot, entry, fact)
             elif not segment.flags & _RST or self._in_window(slot, entry, segment):
@@ -443,11 +445,19 @@ class ConnectionTable:
         found = native.library.tcpio_sift(records, slots, len(records), attentive, pids, pids.strides[0], rows)
         return rows[:found]
 
-    def _learn_process(self, slot: int, pid: int, name: bytes) -> None:
-        """Note which process a connection belongs to; the newest wins."""
-        if pid and self.flows["pid"][slot] != pid:
-            self.flows["pid"][slot], self.flows["process_name"][slot] = pid, name
+    def _learn_owner(self, slot: int, owner: Owner) -> None:
+        """Note which process a connection belongs to, and where that is at home; the newest wins."""
+        flow = self.flows[slot]
+        if not owner.pid or (flow["pid"], flow["cgroup"], flow["cgroup_v1"]) == owner[:3]:
+            return
+        if flow["pid"] != owner.pid:
             self._renew(slot)
+        self._set_owner(slot, owner)
+
+    def _set_owner(self, slot: int, owner: Owner) -> None:
+        for name, value in zip(Owner._fields, owner, strict=True):
+            self.flows[name][slot] = value
+        self.owned.append(slot)
 
     def _packet(self, slot: int, entry: Entry, row: Row) -> None:
         life = entry.life

@@ -123,12 +123,15 @@ static __u8 *put_body(__u8 *out, const struct words *words, size_t row, const st
 }
 
 /* The rows of many connections do not fit the nearest caches: those of a coming record are asked for in time. */
+static void fetch(const void *memory, size_t bytes)
+{
+	for (size_t done = 0; done < bytes; done += CACHE_LINE)
+		__builtin_prefetch((const __u8 *)memory + done);
+}
+
 static void prefetch(const struct tcpio_rows *rows, size_t row)
 {
-	const __u8 *bytes = rows->bytes + row * rows->width;
-
-	for (size_t done = 0; done < rows->width; done += CACHE_LINE)
-		__builtin_prefetch(bytes + done);
+	fetch(rows->bytes + row * rows->width, rows->width);
 	__builtin_prefetch(&rows->lengths[row]);
 }
 
@@ -152,29 +155,35 @@ static __u8 *put_ids(__u8 *out, const struct words *words, size_t row, __s64 num
 }
 
 /*
- * Encodes records from `first` on, and notes where each ends, counted from `out`. Returns `count`, or the number of a
+ * Encodes records from `first` on, and notes where each ends, counted from `out`. Returns `count`, or the place of a
  * record whose drop reason has no row yet: what is before it is done. `out` has room for the longest rows of all.
+ * `order` says which record comes at which place; NULL: they come as they stand.
  * `contexts` are numbers of rows of ids, `stride` bytes apart, and `sharing` rows of words; NULL: none is in a context.
  */
 size_t tcpio_encode_logs(const struct words *words, const struct tcpio_record *records, const __s64 *rows,
-			 const __s64 *contexts, const __s64 *sharing, const __u8 *ids, size_t stride, size_t first,
-			 size_t count, __u64 unix_offset_ns, __u64 observed_ns, __u8 *out, __s64 *ends)
+			 const __s64 *order, const __s64 *contexts, const __s64 *sharing, const __u8 *ids,
+			 size_t stride, size_t first, size_t count, __u64 unix_offset_ns, __u64 observed_ns, __u8 *out,
+			 __s64 *ends)
 {
 	__u8 *start = out + (first ? ends[first - 1] : 0);
 
 	for (size_t i = first; i < count; i++) {
-		const struct tcpio_record *record = &records[i];
-		size_t row = (size_t)rows[i], length;
+		size_t number = order ? (size_t)order[i] : i, row = (size_t)rows[number], length;
+		const struct tcpio_record *record = &records[number];
 		__u16 marks = record->packet.marks;
 		__u16 reason = marks & TCPIO_MARK_DROPPED ? record->packet.drop_reason : 0;
 		__u64 unix_ns = record->time_ns + unix_offset_ns;
 		__u8 *at = start;
 
 		if (i + AHEAD < count) {
-			prefetch(&words->text, (size_t)rows[i + AHEAD]);
-			prefetch(&words->attributes, (size_t)rows[i + AHEAD]);
+			size_t coming = order ? (size_t)order[i + AHEAD] : i + AHEAD;
+
+			if (order)
+				fetch(&records[coming], sizeof(*records));
+			prefetch(&words->text, (size_t)rows[coming]);
+			prefetch(&words->attributes, (size_t)rows[coming]);
 			if (contexts)
-				__builtin_prefetch(ids + (size_t)contexts[i + AHEAD] * stride);
+				__builtin_prefetch(ids + (size_t)contexts[coming] * stride);
 		}
 		if (reason && !words->drops.lengths[reason])
 			return i;
@@ -199,8 +208,8 @@ size_t tcpio_encode_logs(const struct words *words, const struct tcpio_record *r
 		at = put_integer(at, &words->ack, record->packet.ack);
 		at = tcpio_put_row(at, &words->attributes, row);
 		if (sharing)
-			at = tcpio_put_row(at, &words->sharing, (size_t)sharing[i]);
-		at = put_ids(at, words, row, contexts ? contexts[i] : 0, ids, stride);
+			at = tcpio_put_row(at, &words->sharing, (size_t)sharing[number]);
+		at = put_ids(at, words, row, contexts ? contexts[number] : 0, ids, stride);
 		at[0] = 0x59; /* observed_time_unix_nano */
 		memcpy(at + 1, &observed_ns, sizeof(observed_ns));
 		at = tcpio_put_row(at + 9, &words->event_name, 0);

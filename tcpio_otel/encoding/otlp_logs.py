@@ -86,9 +86,10 @@ class PacketLogEncoder:
         pending = [slice(0, len(packets))]
         while pending:
             rows = pending.pop()
-            part = packets.part(rows)
+            part = packets if len(packets) == rows.stop - rows.start else packets.part(rows)
             numbers = self._connections.numbers(part)
             if numbers is None:
+                packets = packets.arranged()
                 pending += halves(rows)
             elif len(part):
                 ends[rows] = self._join(part, numbers, size)
@@ -121,12 +122,14 @@ class PacketLogEncoder:
         done = 0
         while done < count:
             done = native.library.tcpio_encode_logs(
-                ctypes.byref(words), packets.records, rows, _address(numbers), _address(sharing),
-                _address(contexts.ids if contexts else None), contexts.ids.itemsize if contexts else 0, done, count,
-                packets.unix_offset_ns % (1 << 64), packets.observed_ns, out[base:], ends,
+                ctypes.byref(words), packets.records, rows, _address(packets.order), _address(numbers),
+                _address(sharing), _address(contexts.ids if contexts else None),
+                contexts.ids.itemsize if contexts else 0, done, count, packets.unix_offset_ns % (1 << 64),
+                packets.observed_ns, out[base:], ends,
             )  # fmt: skip
             if done < count:
-                self._make_drop(int(packets.records["drop_reason"][done]))
+                at = done if packets.order is None else packets.order[done]
+                self._make_drop(int(packets.records["drop_reason"][at]))
         ends += base
         return ends
 

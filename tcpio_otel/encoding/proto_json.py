@@ -6,10 +6,13 @@ OTLP/JSON is protobuf's JSON mapping with two changes: ids are hex instead of ba
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+
+from tcpio_otel.payload import Part
 
 _IDS = ("traceId", "spanId", "parentSpanId")
 
@@ -44,21 +47,31 @@ class JsonEnvelope:
     """Puts Resource and Scope around items of a signal, each a JSON object and a comma; gives one line.
 
     Args:
-        resource, scope: as objects of OTLP/JSON.
+        resource: of each number, as OTLP/JSON.
+        scope: as an object of it.
         schema_url: of both.
         keys: of the three nested lists: resources, scopes, items.
     """
 
-    def __init__(self, resource: Any, scope: Any, schema_url: str, keys: tuple[str, str, str]) -> None:
-        resources, scopes, items = keys
-        tail = {"schemaUrl": schema_url}
-        self._head = compact({resources: [{"resource": resource, scopes: [{"scope": scope, items: []}]}]})[
-            : -len("]}]}]}")
-        ]
-        self._tail = b"]," + compact(tail)[1:-1] + b"}]," + compact(tail)[1:-1] + b"}]}\n"
+    def __init__(
+        self, resource: Callable[[int], bytes], scope: Any, schema_url: str, keys: tuple[str, str, str]
+    ) -> None:
+        self._resource = resource
+        self._resources, self._scopes, items = keys
+        self._scope = b'{"scope":' + compact(scope) + b"," + compact(items) + b":["
+        schema = compact({"schemaUrl": schema_url})[1:]  # closes what it stands in
+        self._tail = b"]," + schema + b"]," + schema
 
-    def wrap(self, runs: list[memoryview], length: int) -> bytes:
-        """One line around runs of items that are `length` bytes together (payload.Wrap)."""
-        del length  # protobuf needs it
-        last = runs[-1][:-1] if runs else memoryview(b"")
-        return b"".join([self._head, *runs[:-1], last, self._tail])
+    def _head(self, resource: int) -> bytes:
+        return b'{"resource":' + self._resource(resource) + b"," + compact(self._scopes) + b":[" + self._scope
+
+    def wrap(self, parts: list[Part]) -> bytes:
+        """One line (payload.Envelope)."""
+        pieces: list[bytes | memoryview] = [b"{" + compact(self._resources) + b":["]
+        for number, part in enumerate(parts):
+            pieces += [b"," * bool(number) + self._head(part.resource), *part.runs[:-1], part.runs[-1][:-1], self._tail]
+        return b"".join([*pieces, b"]}\n"])
+
+    def overhead_bytes(self, resource: int) -> int:
+        """The comma before it counts; what stands around all of them counts with each."""
+        return len(self._head(resource)) + len(self._tail) + len(self.wrap([])) + 1

@@ -5,10 +5,11 @@ resource, (2) scope_x, (3) schema_url; scope_x (1) scope, (2) items, (3) schema_
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from tcpio_otel.encoding import names
+from tcpio_otel.payload import Part
 
 
 def varint(number: int) -> bytes:
@@ -60,20 +61,27 @@ def strings_attribute(key: str, values: Iterable[str]) -> bytes:
 
 
 class ProtobufEnvelope:
-    """Puts Resource and Scope around items of any signal, each encoded as field 2 of its scope.
+    """Puts Resource and Scope around items of any signal, each encoded as field 2 of its scope (payload.Envelope).
 
     Args:
-        resource: a serialised `opentelemetry.proto.resource.v1.Resource`.
+        resource: the serialised `opentelemetry.proto.resource.v1.Resource` of each number.
     """
 
-    def __init__(self, resource: bytes) -> None:
+    def __init__(self, resource: Callable[[int], bytes]) -> None:
         self._schema = field(3, names.SCHEMA_URL.encode())
         self._scope = field(1, field(1, names.SCOPE.encode()) + field(2, names.SCOPE_VERSION.encode()))
-        self._resource = field(1, resource)
+        self._resource = resource
 
-    def wrap(self, runs: list[memoryview], length: int) -> bytes:
-        """An export request around runs of items that are `length` bytes together (payload.Wrap)."""
-        scope_head = b"\x12" + varint(len(self._scope) + length + len(self._schema)) + self._scope
-        content = len(self._resource) + len(scope_head) + length + 2 * len(self._schema)
-        head = b"\x0a" + varint(content) + self._resource + scope_head
-        return b"".join([head, *runs, self._schema, self._schema])
+    def wrap(self, parts: list[Part]) -> bytes:
+        """An export request."""
+        pieces: list[bytes | memoryview] = []
+        for part in parts:
+            resource = field(1, self._resource(part.resource))
+            scope_head = b"\x12" + varint(len(self._scope) + part.length + len(self._schema)) + self._scope
+            content = len(resource) + len(scope_head) + part.length + 2 * len(self._schema)
+            pieces += [b"\x0a" + varint(content) + resource + scope_head, *part.runs, self._schema, self._schema]
+        return b"".join(pieces)
+
+    def overhead_bytes(self, resource: int) -> int:
+        """Lengths take five bytes at most, and their tags one."""
+        return len(field(1, self._resource(resource))) + len(self._scope) + 2 * len(self._schema) + 2 * 6

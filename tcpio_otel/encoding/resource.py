@@ -1,7 +1,7 @@
 """What the records are about: the host, and the attributes that the user gives, as an OpenTelemetry Resource."""
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics
 from opentelemetry.sdk.resources import Resource
 
 from tcpio_otel import __version__
+from tcpio_otel.attribution.naming import UNKNOWN, Workload
 from tcpio_otel.encoding import names
+from tcpio_otel.encoding.proto_json import as_dict, compact
 
 DEFAULT_SERVICE = "tcpio-otel"
 
@@ -42,6 +44,64 @@ def host_resource(
         found["service.name"] = service_name
     # Not Resource.create: that adds what describes an instrumented program, and a random instance id.
     return Resource(found, names.SCHEMA_URL)
+
+
+class Resources:
+    """The Resource of each workload, by its number; 0 is the agent itself and whatever nobody can name.
+
+    Args:
+        own: the agent's; workloads have its attributes too, but for those that would say who they are.
+        workload: what a number stands for.
+    """
+
+    def __init__(self, own: Resource, workload: Callable[[int], Workload]) -> None:
+        self._own, self._workload = own, workload
+        self._host = {key: value for key, value in own.attributes.items() if not key.startswith(_OF_A_WORKLOAD)}
+        self._made: dict[int, tuple[Workload, bytes, bytes]] = {}
+
+    def _of(self, number: int) -> tuple[Workload, bytes, bytes]:
+        workload = self._workload(number) if number else UNKNOWN
+        made = self._made.get(number)
+        if made is None or made[0] is not workload:
+            found = message(self.resource(number))
+            made = workload, found.SerializeToString(deterministic=True), compact(as_dict(found))
+            self._made[number] = made
+        return made
+
+    def resource(self, number: int) -> Resource:
+        """As the SDK has it."""
+        if not number:
+            return self._own
+        return Resource({**self._host, **workload_attributes(self._workload(number))}, names.SCHEMA_URL)
+
+    def protobuf(self, number: int) -> bytes:
+        """Serialised."""
+        return self._of(number)[1]
+
+    def json(self, number: int) -> bytes:
+        """As OTLP/JSON."""
+        return self._of(number)[2]
+
+
+_OF_A_WORKLOAD = ("service.", "process.", "container.", "k8s.pod.", "k8s.container.")
+
+
+def workload_attributes(workload: Workload) -> dict[str, str]:
+    """What says which workload it is (docs/record.md); what is not known is left out.
+
+    `service.name` is the unit's or else the program's: nobody has configured a name here.
+    """
+    place = workload.place
+    contained = place.container_id or place.pod_uid
+    found = {
+        "service.name": place.unit or workload.program,
+        "container.id": place.container_id,
+        "container.runtime.name": place.runtime,
+        "k8s.pod.uid": place.pod_uid,
+        "k8s.pod.qos_class": place.qos_class,
+        "process.executable.name": "" if contained else workload.program,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def message(resource: Resource) -> Any:

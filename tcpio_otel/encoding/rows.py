@@ -188,7 +188,7 @@ class SegmentEncoder:
 
     def encode(self, packets: Packets) -> Items:
         """Encode packet records, one item each."""
-        parts, ends, size = [], [], 0
+        packets, parts, ends, size = packets.arranged(), [], [], 0
         pending = [slice(start, min(start + CHUNK, len(packets))) for start in range(0, len(packets), CHUNK)][::-1]
         while pending:
             rows = pending.pop()

@@ -4,10 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tcpio_otel.payload import Items, Request, Signal, Wrap
-
-LENGTHS_BYTES = 8
-"""By which the two lengths in an envelope can grow: protobuf's take one byte when nothing is in it, five at most."""
+from tcpio_otel.payload import Envelope, Items, Part, Request, Signal
 
 
 class Batcher:
@@ -15,7 +12,7 @@ class Batcher:
 
     Args:
         signal: what the items are.
-        wrap: puts the request around them.
+        envelope: puts the request around them.
         max_bytes: of a request, uncompressed and wrapped.
         max_items: of a request.
         max_age_ns: how long an item waits for others.
@@ -25,17 +22,16 @@ class Batcher:
     def __init__(
         self,
         signal: Signal,
-        wrap: Wrap,
+        envelope: Envelope,
         *,
         max_bytes: int,
         max_items: int,
         max_age_ns: int,
         packets: bool = False,
     ) -> None:
-        self._signal, self._wrap, self._packets = signal, wrap, packets
-        self._room_bytes = max_bytes - len(wrap([], 0)) - LENGTHS_BYTES
-        self._max_items, self._max_age_ns = max_items, max_age_ns
-        self._runs: list[memoryview] = []
+        self._signal, self._envelope, self._packets = signal, envelope, packets
+        self._max_bytes, self._max_items, self._max_age_ns = max_bytes, max_items, max_age_ns
+        self._parts: dict[int, Part] = {}  # by resource
         self._bytes = self._items = 0
         self._since_ns = 0
         self.too_large = 0
@@ -51,30 +47,39 @@ class Batcher:
         The items' buffer may be used again once the iterator is exhausted.
         """
         start, position, ends = 0, 0, items.ends
-        while position < len(ends):
-            if not self._items:
-                self._since_ns = now_ns
-            room = min(self._max_items - self._items, len(ends) - position)
-            fits = int(
-                np.searchsorted(ends[position : position + room], start + self._room_bytes - self._bytes, "right")
-            )
-            if fits:
-                end = int(ends[position + fits - 1])
-                self._runs.append(items.buffer[start:end])
-                self._bytes += end - start
-                self._items += fits
-                start, position = end, position + fits
-                if self._items == self._max_items:
+        for resource, last in items.grouped():
+            overhead = self._envelope.overhead_bytes(resource)
+            while position < last:
+                if not self._items:
+                    self._since_ns = now_ns
+                room = min(self._max_items - self._items, last - position)
+                free = self._max_bytes - self._bytes - (0 if resource in self._parts else overhead)
+                fits = int(np.searchsorted(ends[position : position + room], start + free, "right"))
+                if fits:
+                    end = int(ends[position + fits - 1])
+                    self._take(resource, overhead, items.buffer[start:end], fits)
+                    start, position = end, position + fits
+                    if self._items == self._max_items:
+                        yield self._request()
+                elif self._items:
                     yield self._request()
-            elif self._items:
-                yield self._request()
-            else:
-                start = int(ends[position])
-                position += 1
-                self.too_large += 1
-        if self._runs:
+                else:
+                    start = int(ends[position])
+                    position += 1
+                    self.too_large += 1
+        for part in self._parts.values():
             # Only what stays behind is copied; a full request was made from the buffer itself.
-            self._runs = [memoryview(bytes(run)) if run.obj is items.buffer.obj else run for run in self._runs]
+            part.runs[:] = [memoryview(bytes(run)) if run.obj is items.buffer.obj else run for run in part.runs]
+
+    def _take(self, resource: int, overhead: int, run: memoryview, count: int) -> None:
+        part = self._parts.get(resource)
+        if part is None:
+            part = Part(resource, [], 0)
+            self._bytes += overhead
+        part.runs.append(run)
+        self._parts[resource] = part._replace(length=part.length + len(run))
+        self._bytes += len(run)
+        self._items += count
 
     def poll(self, now_ns: int) -> Iterator[Request]:
         """The request that is old enough, if there is one."""
@@ -87,7 +92,7 @@ class Batcher:
             yield self._request()
 
     def _request(self) -> Request:
-        body = self._wrap(self._runs, self._bytes)
+        body = self._envelope.wrap(list(self._parts.values()))
         request = Request(self._signal, body, self._items, self._items if self._packets else 0)
-        self._runs, self._bytes, self._items = [], 0, 0
+        self._parts, self._bytes, self._items = {}, 0, 0
         return request

@@ -21,6 +21,8 @@ from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs  #
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter, LogRecordExportResult
 
+from tcpio_otel.attribution.cgroups import Cgroups
+from tcpio_otel.attribution.workloads import Workloads
 from tcpio_otel.batch import RECORD, Batch, Flag, Kind, Origin, Packets
 from tcpio_otel.capture.ring import SLOT, Merger, parse
 from tcpio_otel.connections.table import ConnectionTable
@@ -38,7 +40,8 @@ BATCH = 8192
 CONNECTIONS = 1000
 WHOLE, SDK = "drained batch to encoded bytes", "OpenTelemetry SDK: emit to bytes"
 OUTSIDE, INSIDE = "correlation, no packet in context", "correlation, every packet in one"
-ENVELOPE = ProtobufEnvelope(b"")
+WORKLOADS, ATTRIBUTED = 50, "attribution, 50 workloads"
+ENVELOPE = ProtobufEnvelope(lambda _: b"")
 
 
 class Inlet:
@@ -160,6 +163,24 @@ def correlated(records: np.ndarray, *, inside: bool) -> Callable[[slice], Items]
     return work
 
 
+def attributed(records: np.ndarray) -> Callable[[slice], Items]:
+    """From a drained batch to encoded bytes, those of one workload side by side."""
+    table, encoder = established(records), PacketLogEncoder({})
+    workloads = Workloads(Cgroups({}, 0))
+    table.flows["process_name"] = [b"program%d" % (slot % WORKLOADS) for slot in range(len(table.flows))]
+    workloads.assign(Batch(records[:0], 0, 0, 0), table.flows, range(CONNECTIONS))
+
+    def work(part: slice) -> Items:
+        batch = Batch(records[part], 0, 0, 0)
+        slots, _ = table.update(batch)
+        workloads.assign(batch, table.flows, table.owned)
+        order, groups = workloads.arrange(table.flows, slots)
+        assert len(groups) == WORKLOADS
+        return encoder.encode(Packets(batch.packets, slots, table.flows, 0, 1, None, order))
+
+    return work
+
+
 Stage = tuple[Callable[[], object], int]
 """Work, and how many records it is about."""
 
@@ -177,6 +198,7 @@ def stages() -> dict[str, Stage]:
     # An encoder for each: shared, they would make every connection's rows anew at each turn.
     protobuf, following, json_lines = PacketLogEncoder({}), PacketLogEncoder({}), PacketJsonEncoder({})
     outside, inside = correlated(records, inside=False), correlated(records, inside=True)
+    apart = attributed(records)
     text = PacketTable(time=False, process=False, seq=False)
 
     def each(work: Callable[[slice], object]) -> Stage:
@@ -192,7 +214,7 @@ def stages() -> dict[str, Stage]:
 
     def requested(part: slice) -> None:
         items = whole(part)
-        batcher = Batcher(Signal.LOGS, ENVELOPE.wrap, max_bytes=1 << 26, max_items=BATCH, max_age_ns=0, packets=True)
+        batcher = Batcher(Signal.LOGS, ENVELOPE, max_bytes=1 << 26, max_items=BATCH, max_age_ns=0, packets=True)
         (request,) = batcher.add(items, 0)
         assert request.items == BATCH
 
@@ -203,6 +225,7 @@ def stages() -> dict[str, Stage]:
         WHOLE: each(whole),
         OUTSIDE: each(outside),
         INSIDE: each(inside),
+        ATTRIBUTED: each(apart),
         "drained batch to a request": each(requested),
         "encode OTLP/JSON": encoded(json_lines),
         "encode the tcpio table": encoded(text),
@@ -225,7 +248,7 @@ def main() -> None:
     figures = probe.measure(4 * rounds) if os.geteuid() == 0 else None
     measured = stages()
     taken: dict[str, list[float]] = {name: [] for name in measured}
-    compared = [WHOLE, OUTSIDE, INSIDE]
+    compared = [WHOLE, OUTSIDE, INSIDE, ATTRIBUTED]
     for _ in range(rounds + 1):
         for name in [name for name in measured if name not in compared]:
             taken[name].append(measure(*measured[name]))
@@ -240,7 +263,7 @@ def main() -> None:
         print(f"{name:34}{median:10.0f}{min(times):10.0f}{1e9 / median:14,.0f}")
     ratio = statistics.median(taken[SDK]) / statistics.median(taken[WHOLE])
     print(f"{WHOLE}: {ratio:.0f} times the SDK's rate")
-    for name in (OUTSIDE, INSIDE):
+    for name in (OUTSIDE, INSIDE, ATTRIBUTED):
         more = [on - off for on, off in zip(taken[name], taken[WHOLE], strict=True)]
         print(f"{name}: round by round {probe.middle(more)}")
     print(probe.report(figures) if figures else "the probe's cost was not measured: it takes root")

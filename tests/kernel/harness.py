@@ -83,7 +83,12 @@ class Agent:
     def stop(self, number: int = signal.SIGINT) -> int:
         """Stop it as Ctrl-C does, and return its exit code."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=START_S)
+        try:
+            return self.process.wait(timeout=START_S)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # the interpreter says where every thread is
+            self.process.wait()
+            raise AssertionError(f"it did not stop within {START_S} s:\n{self.stderr()[-8000:]}") from None
 
     def resident_kib(self) -> int:
         """The memory it has now."""
@@ -105,7 +110,9 @@ def agent(directory: Path, *arguments: str, **environment: str) -> Iterator[Agen
     with out.open("w") as out_file, said.open("w") as said_file:
         process = subprocess.Popen(
             [*AGENT, *arguments], stdout=out_file, stderr=said_file, text=True, cwd=directory,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+            env={
+                **os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONFAULTHANDLER": "1", **environment,
+            },
         )  # fmt: skip
     running = Agent(process, out, said)
     try:

@@ -104,8 +104,9 @@ MODES = {
     "tls-and-tags": {"header": False, "tags": True, "tls": True},
 }
 
-PATIENT = {"TCPIO_CORRELATION_WAIT": "10s"}
-"""A server here tags once it has read all of a request, and a segment may be lost again and again before."""
+PATIENT = {"TCPIO_CORRELATION_WAIT": "10s", "TCPIO_CORRELATION_QUIET": "60s"}
+"""A server here tags once it has read all of a request, and a segment may be lost again and again before; so may one in
+the middle of an answer, all that came so far being acknowledged."""
 
 _BODY_FIRST = "server, received, later request"  # a body that overtook its head, which was lost
 _WITH_HANDSHAKE = {"server, received, first request", "server, sent, first request"}  # it completed the handshake

@@ -43,6 +43,7 @@ OTHERS = {
     "correlation.http_headers": False,
     "correlation.published_contexts": False,
     "correlation.published_map": "/sys/fs/bpf/other",
+    "attribution.workloads": False,
     "correlation.wait": "0s",
     "correlation.quiet": "1s",
     "export.queue_memory": "128MiB",

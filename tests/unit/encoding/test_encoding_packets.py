@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from tcpio_otel.encoding.packet_json import JsonLines, PacketJsonEncoder
 from tcpio_otel.encoding.proto_json import JsonEnvelope
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
 from tcpio_otel.encoding.table import PacketTable, _local_offset_ns, printable
-from tcpio_otel.payload import Items
+from tcpio_otel.payload import Items, Part
 from tcpio_otel.pipeline import PacketEncoder
 from tests import oracle, traffic
+
+BARE = ProtobufEnvelope(lambda _: b"")
 
 REASONS = {2: "NO_SOCKET", 77: "TCP_CSUM"}
 OFFSET, OBSERVED = 1_795_000_000_000_000_000, 1_795_000_123_456_789_012
@@ -50,6 +53,20 @@ def test_contexts_are_byte_identical_too(seed: int) -> None:
     contexts = traffic.wild_contexts(len(records), seed)
     encoded = PacketLogEncoder(REASONS).encode(Packets(records, slots, flows, 0, OBSERVED, contexts))
     assert cut(encoded) == oracle.items(records, slots, flows, 0, OBSERVED, REASONS, contexts)
+
+
+@pytest.mark.parametrize("encoder", [PacketLogEncoder(REASONS), PacketJsonEncoder(REASONS)], ids=["protobuf", "json"])
+@pytest.mark.parametrize("wild", [False, True])
+def test_another_order_is_the_same_items_in_it(encoder: PacketEncoder, wild: bool) -> None:
+    """With contexts too, and where one connection shows several tuples in its headers."""
+    for seed in range(4):
+        records, slots, flows = traffic.wild(3_000, 200, seed) if wild else traffic.flows_and_records(9_000)
+        contexts = traffic.wild_contexts(len(records), seed)
+        order = np.random.default_rng(seed).permutation(len(records))
+        packets = Packets(records, slots, flows, 0, OBSERVED, contexts)
+        as_they_stand = cut(encoder.encode(packets))
+        found = cut(encoder.encode(replace(packets, order=order)))
+        assert found == [as_they_stand[place] for place in order.tolist()]
 
 
 def test_ordinary_traffic_is_byte_identical_across_chunks() -> None:
@@ -100,7 +117,7 @@ def test_wrapped_items_are_an_export_request() -> None:
     encoded = PacketLogEncoder({}).encode(Packets(records, slots, flows, 0, OBSERVED))
     middle = int(encoded.ends[99])
     runs = [encoded.buffer[:middle], encoded.buffer[middle:]]
-    request = ExportLogsServiceRequest.FromString(ProtobufEnvelope(b"").wrap(runs, len(encoded.buffer)))
+    request = ExportLogsServiceRequest.FromString(BARE.wrap([Part(0, runs, len(encoded.buffer))]))
     (resource_logs,) = request.resource_logs
     (scope_logs,) = resource_logs.scope_logs
     assert (scope_logs.scope.name, scope_logs.schema_url) == (names.SCOPE, names.SCHEMA_URL)
@@ -143,7 +160,9 @@ def test_json_holds_what_protobuf_holds(seed: int, joined: bool) -> None:
     records, slots, flows = traffic.wild(2_000, 150, seed)
     contexts = traffic.wild_contexts(len(records), seed) if joined else None
     items = PacketJsonEncoder(REASONS).encode(Packets(records, slots, flows, 0, OBSERVED, contexts))
-    line = JsonEnvelope({}, {}, "url", ("resourceLogs", "scopeLogs", "logRecords")).wrap([items.buffer], 0)
+    line = JsonEnvelope(lambda _: b"{}", {}, "url", ("resourceLogs", "scopeLogs", "logRecords")).wrap(
+        [Part(0, [items.buffer], 0)]
+    )
     assert line.endswith(b"}\n")
     assert line.count(b"\n") == 1
     (found,) = json.loads(line)["resourceLogs"][0]["scopeLogs"]

@@ -26,6 +26,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
 from tcpio_otel.encoding import proto_json
+from tcpio_otel.payload import Part
 
 IDS = {"trace_id", "span_id", "parent_span_id"}
 WIDE = {FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64}
@@ -165,14 +166,18 @@ def test_a_request_is_one_line(request: Message) -> None:
 def test_an_envelope_is_the_request_around_its_items() -> None:
     """With many runs of items, with one, with none."""
     keys = ("resourceSpans", "scopeSpans", "spans")
-    envelope = proto_json.JsonEnvelope({"attributes": []}, {"name": "n"}, "https://schema", keys)
-    for runs in ([b'{"a":1},{"b":2},', b'{"c":3},'], [b'{"a":1},'], []):
-        views = [memoryview(run) for run in runs]
-        line = envelope.wrap(views, sum(map(len, views)))
+    envelope = proto_json.JsonEnvelope(
+        lambda number: b'{"attributes":[%d]}' % number, {"name": "n"}, "https://schema", keys
+    )  # fmt: skip
+    made: list[list[list[bytes]]] = [[[b'{"a":1},{"b":2},', b'{"c":3},'], [b'{"d":4},']], [[b'{"a":1},']], []]
+    for groups in made:
+        views = [[memoryview(run) for run in runs] for runs in groups]
+        line = envelope.wrap([Part(7 + place, runs, sum(map(len, runs))) for place, runs in enumerate(views)])
+        assert line.endswith(b"\n")
         assert json.loads(line) == {
             "resourceSpans": [
                 {
-                    "resource": {"attributes": []},
+                    "resource": {"attributes": [7 + place]},
                     "scopeSpans": [
                         {
                             "scope": {"name": "n"},
@@ -182,6 +187,9 @@ def test_an_envelope_is_the_request_around_its_items() -> None:
                     ],
                     "schemaUrl": "https://schema",
                 }
+                for place, runs in enumerate(groups)
             ]
         }
-        assert line.endswith(b"}\n")
+        items = sum(len(run) for runs in groups for run in runs)
+        room = sum(envelope.overhead_bytes(7 + place) for place in range(len(groups)))
+        assert not groups or len(line) <= items + room

@@ -19,7 +19,9 @@ from tcpio_otel.encoding import names, proto_json
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
 from tcpio_otel.encoding.resource import host_resource, message
 from tcpio_otel.encoding.spans import SCOPE, SpanEncoder, SpanJsonEncoder, span
-from tcpio_otel.payload import Items
+from tcpio_otel.payload import Items, Part
+
+BARE = ProtobufEnvelope(lambda _: b"")
 
 RESOURCE = host_resource("edge", {"deployment.environment.name": "test"}, host_name="node-1")
 START_NS = 1_795_000_000_000_000_000
@@ -113,7 +115,7 @@ def parts(items: Items) -> list[bytes]:
 def encoded(connection: Connection) -> Span:
     """One connection through the encoder and back."""
     (item,) = parts(SpanEncoder(RESOURCE).encode([connection]))
-    request = ProtobufEnvelope(b"").wrap([memoryview(item)], len(item))
+    request = BARE.wrap([Part(0, [memoryview(item)], len(item))])
     return ExportTraceServiceRequest.FromString(request).resource_spans[0].scope_spans[0].spans[0]
 
 
@@ -214,7 +216,9 @@ def test_wrapped_items_are_the_request_that_the_sdks_encoder_makes(connections: 
     """Cut into items and joined again, nothing is lost, added or changed."""
     items = SpanEncoder(RESOURCE).encode(connections)
     assert len(items) == len(connections)
-    body = ProtobufEnvelope(message(RESOURCE).SerializeToString()).wrap([items.buffer], len(items.buffer))
+    body = ProtobufEnvelope(lambda _: message(RESOURCE).SerializeToString()).wrap(
+        [Part(0, [items.buffer], len(items.buffer))]
+    )
     assert ExportTraceServiceRequest.FromString(body) == encode_spans(
         [span(connection, RESOURCE) for connection in connections]
     )
@@ -240,15 +244,16 @@ def test_any_run_of_items_is_a_request(connections: list[Connection], data: st.D
     wanted = [connection.span_id for connection in connections[first:last]]
 
     chosen = [memoryview(part) for part in parts(SpanEncoder(RESOURCE).encode(connections))[first:last]]
-    request = ExportTraceServiceRequest.FromString(ProtobufEnvelope(b"").wrap(chosen, sum(map(len, chosen))))
+    request = ExportTraceServiceRequest.FromString(BARE.wrap([Part(0, chosen, sum(map(len, chosen)))]))
     assert [found.span_id for found in request.resource_spans[0].scope_spans[0].spans] == wanted
 
     chosen = [memoryview(part) for part in parts(SpanJsonEncoder(RESOURCE).encode(connections))[first:last]]
     envelope = proto_json.JsonEnvelope(
-        proto_json.as_dict(message(RESOURCE)), {"name": SCOPE.name, "version": SCOPE.version}, names.SCHEMA_URL,
+        lambda _: proto_json.compact(proto_json.as_dict(message(RESOURCE))),
+        {"name": SCOPE.name, "version": SCOPE.version}, names.SCHEMA_URL,
         ("resourceSpans", "scopeSpans", "spans"),
     )  # fmt: skip
-    line = json.loads(envelope.wrap(chosen, sum(map(len, chosen))))
+    line = json.loads(envelope.wrap([Part(0, chosen, sum(map(len, chosen)))]))
     assert [bytes.fromhex(found["spanId"]) for found in line["resourceSpans"][0]["scopeSpans"][0]["spans"]] == wanted
 
 
@@ -265,7 +270,7 @@ OPEN = replace(CONNECTION, end=None, close_reason=None, close_initiator=None, en
 def test_an_open_connection_becomes_a_log_record_in_its_span() -> None:
     """The summary carries the span's ids and attributes, but for those of its end."""
     (item,) = parts(SpanEncoder(RESOURCE).encode_summaries([OPEN], START_NS + 7))
-    request = ProtobufEnvelope(b"").wrap([memoryview(item)], len(item))
+    request = BARE.wrap([Part(0, [memoryview(item)], len(item))])
     (record,) = ExportLogsServiceRequest.FromString(request).resource_logs[0].scope_logs[0].log_records
     assert (record.trace_id, record.span_id) == (OPEN.trace_id, OPEN.span_id)
     assert (record.event_name, record.severity_number, record.severity_text) == ("tcp.connection.summary", 9, "INFO")
@@ -282,7 +287,7 @@ def test_summaries_in_json_say_the_same() -> None:
     """OTLP/JSON holds the protobuf message, by the rules of its mapping."""
     (item,) = parts(SpanJsonEncoder(RESOURCE).encode_summaries([OPEN], START_NS + 7))
     (expected,) = parts(SpanEncoder(RESOURCE).encode_summaries([OPEN], START_NS + 7))
-    request = ExportLogsServiceRequest.FromString(ProtobufEnvelope(b"").wrap([memoryview(expected)], len(expected)))
+    request = ExportLogsServiceRequest.FromString(BARE.wrap([Part(0, [memoryview(expected)], len(expected))]))
     summary = request.resource_logs[0].scope_logs[0].log_records[0]
     found = json.loads(item.removesuffix(b","))
     assert found == proto_json.as_dict(summary)

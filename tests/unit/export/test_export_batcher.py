@@ -1,5 +1,8 @@
 """Items to requests: nothing lost, nothing doubled, nothing too large."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,23 +10,36 @@ from hypothesis import strategies as st
 
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
 from tcpio_otel.encoding.resource import host_resource, message
-from tcpio_otel.export.batcher import LENGTHS_BYTES, Batcher
-from tcpio_otel.payload import Items, Request, Signal
-
-ENVELOPE = b"<envelope>"
+from tcpio_otel.export.batcher import Batcher
+from tcpio_otel.payload import Items, Part, Request, Signal
 
 
-def wrap(runs: list[memoryview], length: int) -> bytes:
-    """An envelope that shows the bytes it was told of."""
-    body = b"".join(runs)
-    assert len(body) == length
-    return ENVELOPE + body
+class Bracketed:
+    """An envelope that shows what it was told: each part behind the number of its resource, in brackets."""
+
+    def wrap(self, parts: list[Part]) -> bytes:
+        """Parts side by side."""
+        assert all(sum(map(len, part.runs)) == part.length for part in parts)
+        return b"".join(b"<%03d:%s>" % (part.resource, b"".join(part.runs)) for part in parts)
+
+    def overhead_bytes(self, resource: int) -> int:
+        """The brackets, the number, the colon."""
+        assert resource < 1000
+        return OVERHEAD
+
+
+OVERHEAD = 6
+
+
+def unwrapped(body: bytes) -> list[tuple[int, bytes]]:
+    """The parts of a request: the resource and the items of each."""
+    return [(int(number), found) for number, found in re.findall(rb"<(\d{3}):([^>]*)>", body)]
 
 
 def batcher(max_bytes: int = 1000, max_items: int = 10, max_age_ns: int = 100) -> Batcher:
     """A batcher of packets."""
     return Batcher(
-        Signal.LOGS, wrap, max_bytes=max_bytes + LENGTHS_BYTES, max_items=max_items, max_age_ns=max_age_ns, packets=True
+        Signal.LOGS, Bracketed(), max_bytes=max_bytes, max_items=max_items, max_age_ns=max_age_ns, packets=True
     )  # fmt: skip
 
 
@@ -37,34 +53,48 @@ def items(sizes: list[int], first: int = 0) -> Items:
 def test_a_request_keeps_within_its_bound_whatever_the_resource(label: str) -> None:
     """What stands around the items counts, however large it is."""
     resource = message(host_resource("edge", {"note": label})).SerializeToString()
-    full = Batcher(
-        Signal.LOGS, ProtobufEnvelope(resource).wrap, max_bytes=65_536, max_items=100_000, max_age_ns=0, packets=True
-    )
+    full = Batcher(Signal.LOGS, ProtobufEnvelope(lambda _: resource), max_bytes=65_536, max_items=100_000, max_age_ns=0)
     sizes = [len(request.body) for request in full.add(items([100] * 3000), 0)]
     assert len(sizes) > 3
     assert all(65_000 < size <= 65_536 for size in sizes)
 
 
-@given(st.lists(st.lists(st.integers(1, 120), max_size=40), max_size=8), st.integers(20, 300), st.integers(1, 15))
-def test_every_item_goes_once_and_in_order(runs: list[list[int]], max_bytes: int, max_items: int) -> None:
-    """Whatever the sizes: bodies within bounds, items in order, the too large ones counted."""
-    gathered, requests, sent = batcher(max_bytes, max_items), list[Request](), b""
-    room, too_large, total = max_bytes - len(ENVELOPE), 0, 0
-    for number, sizes in enumerate(runs):
-        batch = items(sizes, number)
+@given(
+    st.lists(st.lists(st.lists(st.integers(1, 120), max_size=12), max_size=4), max_size=8),
+    st.integers(20, 300),
+    st.integers(1, 15),
+)
+def test_every_item_goes_once_and_in_order(batches: list[list[list[int]]], max_bytes: int, max_items: int) -> None:
+    """Whatever the sizes and the resources: bodies within bounds, items in order, the too large ones counted."""
+    gathered, requests = batcher(max_bytes, max_items), list[Request]()
+    sent: dict[int, bytes] = {}
+    too_large = total = 0
+    for number, groups in enumerate(batches):
+        batch = items([size for sizes in groups for size in sizes], number)
+        lasts = np.cumsum([len(sizes) for sizes in groups]).tolist()
+        resources = [(number + place) % 3 for place in range(len(groups))]
+        batch = replace(batch, groups=tuple(zip(resources, lasts, strict=True)))
         requests += gathered.add(batch, 0)
-        start = 0
-        for end, size in zip(batch.ends.tolist(), sizes, strict=True):
-            if size <= room:
-                sent += bytes(batch.buffer[start:end])
-                total += 1
-            else:
-                too_large += 1
-            start = end
+        start = first = 0
+        for resource, last in batch.grouped():
+            for end in batch.ends[first:last].tolist():
+                if end - start <= max_bytes - OVERHEAD:
+                    sent[resource] = sent.get(resource, b"") + bytes(batch.buffer[start:end])
+                    total += 1
+                else:
+                    too_large += 1
+                start = end
+            first = last
         # The encoder uses its buffer again: what waits must have been copied.
         batch.buffer[:] = b"!" * len(batch.buffer)
     requests += gathered.flush()
-    assert b"".join(request.body.removeprefix(ENVELOPE) for request in requests) == sent
+    found: dict[int, bytes] = {}
+    for request in requests:
+        parts = unwrapped(request.body)
+        assert len({resource for resource, _ in parts}) == len(parts) > 0
+        for resource, body in parts:
+            found[resource] = found.get(resource, b"") + body
+    assert found == sent
     assert all(len(request.body) <= max_bytes and request.items <= max_items for request in requests)
     assert sum(request.items for request in requests) == sum(request.packets for request in requests) == total
     assert (gathered.too_large, gathered.held) == (too_large, 0)

@@ -1,0 +1,1 @@
+"""Sockets to workloads: the container, pod, unit or process that each belongs to."""

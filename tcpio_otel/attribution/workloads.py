@@ -1,0 +1,149 @@
+"""Connections to workloads: each is a container, a unit, or a program of the host, and becomes a Resource of its own.
+
+A workload has a number, which the connection table's flows carry; 0 stands for whatever nobody can name. Numbers are
+given back once no connection has them any more, and used again a good while later.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcpio_otel import native
+from tcpio_otel.attribution.cgroups import Cgroups
+from tcpio_otel.attribution.naming import UNKNOWN, Place, Workload
+from tcpio_otel.batch import Batch, Kind, pick
+
+Flows = NDArray[np.void]
+
+PLACING_NS = 5_000_000_000
+"""For how long a connection's cgroup is looked for."""
+
+TIDY_NS = 60_000_000_000
+IDLE_NS = 600_000_000_000
+"""How often workloads without connections are looked for, and for how long one keeps its number: what is on its way
+to a receiver still names it."""
+
+
+class _Unplaced(NamedTuple):
+    slot: int
+    born: int
+    until_ns: int
+
+
+class Workloads:
+    """The workloads of this host's connections."""
+
+    def __init__(self, cgroups: Cgroups) -> None:
+        self._cgroups = cgroups
+        self._workloads: list[Workload] = [UNKNOWN]
+        self._numbers: dict[tuple[Place, str], int] = {}  # a container has no program here
+        self._used_ns: list[int] = [0]
+        self._free: list[int] = []
+        self._unplaced: list[_Unplaced] = []
+        self._tidied_ns = 0
+        self._counts = np.zeros(1, np.int32)
+        self._found = np.empty(1, np.int32)
+        self._of = np.empty(0, np.int32)
+
+    def __getitem__(self, number: int) -> Workload:
+        return self._workloads[number]
+
+    def __len__(self) -> int:
+        """How many are known, the unknown one included."""
+        return len(self._workloads) - len(self._free)
+
+    def assign(self, batch: Batch, flows: Flows, slots: Iterable[int]) -> None:
+        """Note in `flows` the workload of each of `slots`, and of those for which it was not known so far.
+
+        Args:
+            batch: what the slots were learnt from; its records of kind CGROUP are taken in first.
+            flows: of the connection table (dtype FLOW).
+            slots: those whose process has changed.
+        """
+        now_ns = batch.now_ns
+        if len(batch.packets) != len(batch):
+            made = batch.records["kind"] == Kind.CGROUP
+            if made.any():
+                self._cgroups.learn(pick(batch.records, made), now_ns)
+        for slot in slots:
+            if not self._assign(flows, slot, now_ns):
+                self._unplaced.append(_Unplaced(slot, int(flows["born"][slot]), now_ns + PLACING_NS))
+        if self._cgroups.refresh(now_ns, asked=bool(self._unplaced)) and self._unplaced:
+            self._unplaced = [
+                waiting
+                for waiting in self._unplaced
+                if flows["born"][waiting.slot] == waiting.born
+                and not self._assign(flows, waiting.slot, now_ns)
+                and now_ns < waiting.until_ns
+            ]
+        if now_ns - self._tidied_ns >= TIDY_NS:
+            self._tidy(flows, now_ns)
+
+    def _assign(self, flows: Flows, slot: int, now_ns: int) -> bool:
+        """Find the workload of a slot; false when its cgroup is not known (yet)."""
+        flow = flows[slot]
+        cgroup, cgroup_v1 = int(flow["cgroup"]), int(flow["cgroup_v1"])
+        place = self._cgroups.place(cgroup, cgroup_v1)
+        program = flow["process_name"].decode("utf-8", "replace")
+        flows["workload"][slot] = self._number(place or Place(), program, now_ns)
+        return place is not None or not (cgroup or cgroup_v1)
+
+    def _number(self, place: Place, program: str, now_ns: int) -> int:
+        contained = place.container_id or place.pod_uid
+        if not contained and not program:
+            return 0
+        key = place, "" if contained else program
+        number = self._numbers.get(key)
+        if number is None:
+            workload = Workload(place, program)
+            if self._free:
+                number = self._free.pop()
+                self._workloads[number] = workload
+            else:
+                number = len(self._workloads)
+                self._workloads.append(workload)
+                self._used_ns.append(now_ns)
+            self._numbers[key] = number
+        self._used_ns[number] = now_ns
+        return number
+
+    def _tidy(self, flows: Flows, now_ns: int) -> None:
+        """Give numbers back that no connection has had for a while."""
+        self._tidied_ns = now_ns
+        for number in np.unique(flows["workload"][flows["born"] != 0]).tolist():
+            self._used_ns[number] = now_ns
+        for key, number in list(self._numbers.items()):
+            if now_ns - self._used_ns[number] >= IDLE_NS:
+                del self._numbers[key]
+                self._workloads[number] = UNKNOWN
+                self._free.append(number)
+
+    def arrange(
+        self, flows: Flows, slots: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64] | None, tuple[tuple[int, int], ...]]:
+        """Put packets of one workload side by side.
+
+        Args:
+            flows: of the connection table (dtype FLOW).
+            slots: of each packet (int64, shape (n,)).
+
+        Returns:
+            The order (int64, shape (n,)), None where they can stay as they are; and the groups in it, each the number
+            of a workload, and one past its last packet.
+        """
+        if len(self._counts) < len(self._workloads):
+            self._counts = np.zeros(2 * len(self._workloads), np.int32)
+            self._found = np.empty_like(self._counts)
+        if len(self._of) < len(slots):
+            self._of = np.empty(2 * len(slots), np.int32)
+        order = np.empty(len(slots), np.int64)
+        column = flows["workload"]
+        many = native.library.tcpio_arrange(
+            column, column.strides[0], slots, len(slots), self._of, self._found, self._counts, order
+        )
+        found = self._found[:many]
+        groups = tuple(zip(found.tolist(), self._counts[found].tolist(), strict=True))
+        self._counts[found] = 0
+        return order if many > 1 else None, groups
