@@ -20,8 +20,9 @@ CEILING = {
     "tcpio_queue": 6_000,
     "tcpio_state": 6_000,
     "tcpio_reset": 2_000,
-    "tcpio_create": 200,
-    "tcpio_read": 200,
+    "tcpio_cgroup": 1_000,
+    "tcpio_create": 400,
+    "tcpio_read": 400,
     "tcpio_snapshot": 6_000,
 }
 CEILING_BY_BCC = {
