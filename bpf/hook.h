@@ -73,10 +73,8 @@ static __always_inline void fill_owner(struct tcpio_record *record, const struct
 {
 	record->pid = owner->pid;
 	__builtin_memcpy(record->process_name, owner->name, sizeof(record->process_name));
-	if (record->kind != TCPIO_CONTEXT) {
-		record->packet.cgroup = owner->cgroup; /* where a socket's record has it too */
-		record->packet.cgroup_v1 = owner->cgroup_v1;
-	}
+	record->packet.cgroup = owner->cgroup; /* at the end, where a socket's record has them too */
+	record->packet.cgroup_v1 = owner->cgroup_v1;
 }
 
 static __always_inline bool same_ends(const struct tcpio_tuple *one, const struct tcpio_tuple *other)

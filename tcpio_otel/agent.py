@@ -148,13 +148,12 @@ def run(config: Config, terminal: IO[str]) -> int:
     with (
         stop.on_signals(),
         opened(config, ledger, lambda: _make_directory(config), _contexts(config)) as (source, vocabulary),
+        ExitStack() as stack,
     ):
         from tcpio_otel.outputs import Outputs
 
-        workloads = _workloads(config)
-        outputs = Outputs(
-            config, vocabulary, ledger, boot_ns, *([] if workloads is None else [workloads.__getitem__])
-        )  # fmt: skip
+        workloads = _workloads(config, stack)
+        outputs = Outputs(config, vocabulary, ledger, boot_ns, workloads)
         pipeline = _pipeline(config, ledger, vocabulary, outputs, source, workloads)
         view = _View(config, terminal, ledger, pipeline, outputs, source)
         give_back = GiveBack(outputs.packet_encoder.forget)
@@ -211,8 +210,12 @@ def _context_table(config: Config) -> Any:
     return ContextTable(quiet_ns=int(wanted.quiet * 1e9), late=late)
 
 
-def _workloads(config: Config) -> Workloads | None:
-    """Whose connections are; None where nobody asks, or nothing tells."""
+def _workloads(config: Config, stack: ExitStack) -> Workloads | None:
+    """Whose connections are; None where nobody asks, or nothing tells. `stack` ends the watch of pods.
+
+    Raises:
+        EnvironmentFault: it is not said how to reach the API server.
+    """
     if config.capture_file is not None or not config.attribution.workloads:
         return None
     from tcpio_otel.attribution.cgroups import Cgroups, Hierarchy, memory_hierarchy
@@ -221,7 +224,24 @@ def _workloads(config: Config) -> Workloads | None:
     roots = {Hierarchy.UNIFIED: config.capture.cgroup or cgroup_root()}
     if memory := memory_hierarchy():
         roots[Hierarchy.MEMORY] = memory
-    return Workloads(Cgroups(roots, boot_ns()))
+    cgroups, wanted = Cgroups(roots, boot_ns()), config.kubernetes
+    if not wanted.enabled:
+        return Workloads(cgroups)
+    try:
+        from tcpio_otel.attribution.kubernetes import NodePods, connected
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"kubernetes.enabled needs the official client ({error}): install tcpio-otel[kubernetes]"
+        ) from None
+    from tcpio_otel.attribution.pods import Wanted
+
+    pods = NodePods(
+        connected(wanted.kubeconfig),
+        wanted.node_name or "",
+        Wanted(wanted.labels, wanted.annotations, wanted.service_labels),
+        cache=wanted.cache,
+    )
+    return Workloads(cgroups, stack.enter_context(pods), int(wanted.wait * 1e9))
 
 
 def _contexts(config: Config) -> ContextSources:

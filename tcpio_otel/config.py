@@ -129,6 +129,27 @@ class Attribution:
 
 
 @dataclass(frozen=True)
+class Kubernetes:
+    """What the API server knows of this node's pods."""
+
+    enabled: bool = key(
+        "watch the pods of this node at the API server, and say of each workload which pod it is", False
+    )
+    node_name: str | None = key("this node's name, as the API server has it; needed", None)
+    kubeconfig: Path | None = key("how to reach the API server; unset: as a pod does, by its service account", None)
+    wait: Seconds = key(
+        "how long what a new pod sends and receives waits until the API server has told of it",
+        Seconds(5),
+        least=0,
+        most=60,
+    )
+    cache: Path | None = key("a file that keeps what is known of pods across restarts; unset: none does", None)
+    labels: tuple[str, ...] = key("labels of pods that become attributes k8s.pod.label.*", ())
+    annotations: tuple[str, ...] = key("annotations of pods that become attributes k8s.pod.annotation.*", ())
+    service_labels: bool = key("take service.name and service.version from app.kubernetes.io/* labels", False)
+
+
+@dataclass(frozen=True)
 class Receiver:
     """An OTLP receiver; of a signal, what is unset is taken from `export`."""
 
@@ -224,6 +245,7 @@ class Config:
     connections: Connections = key("how connections are followed", Connections)
     correlation: Correlation = key("how packets find traces", Correlation)
     attribution: Attribution = key("whose connections are", Attribution)
+    kubernetes: Kubernetes = key("what pods are called", Kubernetes)
     export: ExportSettings = key("where it is sent", ExportSettings)
     batch: Batch = key("how many records make a request", Batch)
     file: File = key("OTLP/JSON files", File)
@@ -484,6 +506,10 @@ def _check(config: Config) -> None:
         UsageError: two keys contradict each other.
     """
     receivers = [settings for signal in SIGNALS if (settings := config.otlp(signal))]
+    if config.kubernetes.enabled and not config.kubernetes.node_name:
+        raise UsageError("kubernetes.enabled needs kubernetes.node_name (in a pod: spec.nodeName, by the downward API)")
+    if config.kubernetes.enabled and not config.attribution.workloads:
+        raise UsageError("kubernetes.enabled says of workloads which pods they are: it needs attribution.workloads")
     if config.file.directory and receivers:
         raise UsageError("file.directory and export.endpoint are both set: the ledger counts a packet once; choose one")
     for settings in receivers:

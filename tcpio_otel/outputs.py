@@ -7,7 +7,8 @@ from collections.abc import Callable
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.sdk.resources import Resource
 
-from tcpio_otel.attribution.naming import UNKNOWN, Workload
+from tcpio_otel.attribution.naming import UNKNOWN
+from tcpio_otel.attribution.workloads import Workloads
 from tcpio_otel.capture.loaders import Vocabulary
 from tcpio_otel.clock import Nanoseconds
 from tcpio_otel.config import Config, Export
@@ -31,7 +32,7 @@ from tcpio_otel.export.sender import Outcome, Sender
 from tcpio_otel.export.settings import Protocol
 from tcpio_otel.export.transport import Accepted, Transport
 from tcpio_otel.ledger import Ledger
-from tcpio_otel.payload import Envelope, Items, Request, Signal
+from tcpio_otel.payload import Envelope, Items, Request, Signal, always
 from tcpio_otel.pipeline import Output, PacketEncoder
 
 logger = logging.getLogger(__name__)
@@ -112,11 +113,12 @@ class Outputs:
         vocabulary: Vocabulary,
         ledger: Ledger,
         clock: Nanoseconds,
-        workload: Callable[[int], Workload] = lambda _: UNKNOWN,
+        workloads: Workloads | None = None,
     ) -> None:
         self._config, self._clock = config, clock
+        self._ready = workloads.ready if workloads else always
         self._resource = host_resource(config.resource.service_name, config.resource.attributes)
-        self._resources = Resources(self._resource, workload)
+        self._resources = Resources(self._resource, workloads.__getitem__ if workloads else lambda _: UNKNOWN)
         self._directory = config.file_directory
         self.exports = Exports(ledger)
         self._senders: list[Sender] = []
@@ -203,6 +205,7 @@ class Outputs:
             max_items=batch.max_records,
             max_age_ns=int(batch.max_age * 1e9),
             packets=packets,
+            ready=self._ready,
         )
         return Output(batcher, sender, self.exports.submitted)
 

@@ -54,6 +54,12 @@ class Envelope(Protocol):
         """By how much a part about that resource can be longer than its items, at most."""
 
 
+def always(resource: int) -> bool:
+    """A resource of which there is nothing more to be known."""
+    del resource
+    return True
+
+
 @dataclass(frozen=True)
 class Request:
     """One export request, ready to send: `body` uncompressed, `items` log records, spans or data points in it.

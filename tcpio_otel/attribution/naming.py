@@ -47,10 +47,14 @@ class Place(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """What a connection belongs to on this host. `program` is the executable's name; of a container, the first seen."""
+    """What a connection belongs to on this host. `program` is the executable's name; of a container, the first seen.
+
+    `told` are attributes that somebody else knows it by: the API server, of a pod.
+    """
 
     place: Place
     program: str
+    told: tuple[tuple[str, str], ...] = ()
 
 
 UNKNOWN = Workload(Place(), "")

@@ -5,7 +5,7 @@ given back once no connection has them any more, and used again a good while lat
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tcpio_otel import native
 from tcpio_otel.attribution.cgroups import Cgroups
 from tcpio_otel.attribution.naming import UNKNOWN, Place, Workload
+from tcpio_otel.attribution.pods import Pod, attributes_of
 from tcpio_otel.batch import Batch, Kind, pick
 
 Flows = NDArray[np.void]
@@ -26,6 +27,17 @@ IDLE_NS = 600_000_000_000
 to a receiver still names it."""
 
 
+class Pods(Protocol):
+    """Where pods are known: `kubernetes.NodePods`. `version` rises when there is more to know."""
+
+    @property
+    def version(self) -> int:
+        """Rises with every change."""
+
+    def __getitem__(self, uid: str) -> Pod | None:
+        """A pod; None while it is not known."""
+
+
 class _Unplaced(NamedTuple):
     slot: int
     born: int
@@ -33,10 +45,18 @@ class _Unplaced(NamedTuple):
 
 
 class Workloads:
-    """The workloads of this host's connections."""
+    """The workloads of this host's connections.
 
-    def __init__(self, cgroups: Cgroups) -> None:
-        self._cgroups = cgroups
+    Args:
+        cgroups: of this host.
+        pods: of this node; None: nobody is asked.
+        wait_ns: how long what a pod's containers sent and received waits for the pod to be known.
+    """
+
+    def __init__(self, cgroups: Cgroups, pods: Pods | None = None, wait_ns: int = 0) -> None:
+        self._cgroups, self._pods, self._wait_ns = cgroups, pods, wait_ns
+        self._pods_version = -1
+        self._unknown: dict[int, int] = {}  # numbers of which the pod is not known, and until when somebody waits
         self._workloads: list[Workload] = [UNKNOWN]
         self._numbers: dict[tuple[Place, str], int] = {}  # a container has no program here
         self._used_ns: list[int] = [0]
@@ -49,6 +69,10 @@ class Workloads:
 
     def __getitem__(self, number: int) -> Workload:
         return self._workloads[number]
+
+    def ready(self, number: int) -> bool:
+        """Whether there is nothing more to wait for."""
+        return number not in self._unknown
 
     def __len__(self) -> int:
         """How many are known, the unknown one included."""
@@ -67,6 +91,7 @@ class Workloads:
             made = batch.records["kind"] == Kind.CGROUP
             if made.any():
                 self._cgroups.learn(pick(batch.records, made), now_ns)
+        self._ask(now_ns)
         for slot in slots:
             if not self._assign(flows, slot, now_ns):
                 self._unplaced.append(_Unplaced(slot, int(flows["born"][slot]), now_ns + PLACING_NS))
@@ -97,7 +122,7 @@ class Workloads:
         key = place, "" if contained else program
         number = self._numbers.get(key)
         if number is None:
-            workload = Workload(place, program)
+            workload = self._told(Workload(place, program))
             if self._free:
                 number = self._free.pop()
                 self._workloads[number] = workload
@@ -106,8 +131,29 @@ class Workloads:
                 self._workloads.append(workload)
                 self._used_ns.append(now_ns)
             self._numbers[key] = number
+            if self._pods is not None and place.pod_uid and not workload.told:
+                self._unknown[number] = now_ns + self._wait_ns
         self._used_ns[number] = now_ns
         return number
+
+    def _told(self, workload: Workload) -> Workload:
+        """The same with what is known of its pod."""
+        place = workload.place
+        if self._pods is None or not place.pod_uid or (pod := self._pods[place.pod_uid]) is None:
+            return workload
+        return workload._replace(told=tuple(attributes_of(pod, place.container_id).items()))
+
+    def _ask(self, now_ns: int) -> None:
+        """Learn what has become known of pods, and stop waiting for those that nobody knows."""
+        if self._pods is not None and self._pods.version != self._pods_version:
+            self._pods_version = self._pods.version
+            for number in self._numbers.values():
+                known = self._workloads[number]
+                if (told := self._told(known)) != known:
+                    self._workloads[number] = told
+                    self._unknown.pop(number, None)
+        if self._unknown:
+            self._unknown = {number: until_ns for number, until_ns in self._unknown.items() if now_ns < until_ns}
 
     def _tidy(self, flows: Flows, now_ns: int) -> None:
         """Give numbers back that no connection has had for a while."""
@@ -118,6 +164,7 @@ class Workloads:
             if now_ns - self._used_ns[number] >= IDLE_NS:
                 del self._numbers[key]
                 self._workloads[number] = UNKNOWN
+                self._unknown.pop(number, None)
                 self._free.append(number)
 
     def arrange(

@@ -101,7 +101,7 @@ def workload_attributes(workload: Workload) -> dict[str, str]:
         "k8s.pod.qos_class": place.qos_class,
         "process.executable.name": "" if contained else workload.program,
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in found.items() if value} | dict(workload.told)
 
 
 def message(resource: Resource) -> Any:

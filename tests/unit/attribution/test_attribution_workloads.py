@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tcpio_otel.attribution.cgroups import LOOK_NS, Cgroups, Hierarchy
 from tcpio_otel.attribution.naming import UNKNOWN, Place, Workload
+from tcpio_otel.attribution.pods import Pod, Wanted, pod_of
 from tcpio_otel.attribution.workloads import IDLE_NS, PLACING_NS, TIDY_NS, Workloads
 from tcpio_otel.batch import FLOW, RECORD, Batch
 from tests.unit.attribution.test_attribution_cgroups import ID, OTHER, inode, made
@@ -116,3 +117,46 @@ def test_packets_of_one_workload_stand_side_by_side(numbers: list[int]) -> None:
     assert start == len(numbers)
     assert len({number for number, _ in groups}) == len(groups) == len(set(numbers))
     assert (order is None) == (len(groups) < 2)
+
+
+class Known(dict[str, Pod]):
+    """Pods as a test has them."""
+
+    version = 0
+
+    def __missing__(self, uid: str) -> None:
+        return None
+
+    def tell(self, uid: str, **labels: str) -> None:
+        """Let a pod be known, with labels."""
+        metadata = {"uid": uid, "name": "web", "namespace": "shop", "labels": labels}
+        self[uid] = pod_of({"metadata": metadata}, Wanted(labels=["tier"]))
+        self.version += 1
+
+
+def test_a_pods_workload_waits_to_be_told_of_and_changes_with_it(tmp_path: Path, flows: np.ndarray) -> None:
+    """Until it is known, or nobody waits any more; relabelled, it has another Resource from then on."""
+    uid, other = "6d3b2f1e-0a5c-4c1e-9d7f-1234567890ab", "6d3b2f1e-0a5c-4c1e-9d7f-1234567890ff"
+    container, unknown = tmp_path / f"pod{uid}" / ID, tmp_path / f"pod{other}"
+    container.mkdir(parents=True)
+    unknown.mkdir()
+    flows["cgroup"][:2] = inode(container), inode(unknown)
+    pods = Known()
+    workloads = Workloads(Cgroups({Hierarchy.UNIFIED: tmp_path}, 0), pods, wait_ns=10)
+    workloads.assign(at(1), flows, range(3))
+    first, second, third = flows["workload"][:3].tolist()
+    assert [workloads.ready(number) for number in (first, second, third)] == [False, False, True]
+    pods.tell(uid, tier="front")
+    assert not workloads.ready(first)
+    workloads.assign(at(2), flows, [])
+    assert [workloads.ready(number) for number in (first, second)] == [True, False]
+    assert dict(workloads[first].told)["k8s.pod.label.tier"] == "front"
+    before = workloads[first]
+    pods.tell(uid, tier="back")
+    workloads.assign(at(3), flows, [])
+    assert dict(workloads[first].told)["k8s.pod.label.tier"] == "back"
+    assert workloads[first] is not before
+    workloads.assign(at(11), flows, [])
+    assert workloads.ready(second)
+    assert workloads[second].told == ()
+    assert flows["workload"][:3].tolist() == [first, second, third]

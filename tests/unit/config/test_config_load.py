@@ -44,6 +44,14 @@ OTHERS = {
     "correlation.published_contexts": False,
     "correlation.published_map": "/sys/fs/bpf/other",
     "attribution.workloads": False,
+    "kubernetes.enabled": True,
+    "kubernetes.node_name": "node-7",
+    "kubernetes.kubeconfig": "/etc/kubeconfig",
+    "kubernetes.wait": "7s",
+    "kubernetes.cache": "/var/cache/pods.json",
+    "kubernetes.labels": ["app", "team"],
+    "kubernetes.annotations": ["owner"],
+    "kubernetes.service_labels": True,
     "correlation.wait": "0s",
     "correlation.quiet": "1s",
     "export.queue_memory": "128MiB",
@@ -107,11 +115,13 @@ def at(config: Config, path: str) -> Any:
 
 
 def partners(path: str) -> dict[str, Any]:
-    """Flags without which a key cannot be set: mTLS needs both halves, and files exclude receivers."""
+    """Flags without which a key cannot be set: mTLS needs both halves, and a watch the node's name."""
     if path.endswith("client_key"):
         return {path.replace("client_key", "client_certificate"): "/etc/client.pem"}
     if path.endswith("client_certificate"):
         return {path.replace("client_certificate", "client_key"): "/etc/client.key"}
+    if path == "kubernetes.enabled":
+        return {"kubernetes.node_name": "node-7"}
     return {}
 
 

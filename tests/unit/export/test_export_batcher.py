@@ -109,3 +109,48 @@ def test_age_counts_from_the_first_item() -> None:
     (request,) = gathered.poll(100)
     assert request.items == 2
     assert list(gathered.poll(1000)) == []
+
+
+def test_what_is_not_ready_waits_while_others_go() -> None:
+    """By age only what is ready; once it is, or when everything must go, the rest."""
+    known: set[int] = {1}
+    gathered = Batcher(
+        Signal.LOGS, Bracketed(), max_bytes=1000, max_items=10, max_age_ns=100, packets=True, ready=known.__contains__
+    )  # fmt: skip
+    assert list(gathered.add(replace(items([5, 5, 5]), groups=((1, 1), (2, 3))), 0)) == []
+    (request,) = gathered.poll(100)
+    assert unwrapped(request.body) == [(1, b"aaaaa")]
+    assert (request.items, gathered.held) == (1, 2)
+    assert list(gathered.poll(1000)) == []
+    known.add(2)
+    (request,) = gathered.poll(1000)
+    assert unwrapped(request.body) == [(2, b"bbbbbccccc")]
+    assert list(gathered.add(replace(items([5]), groups=((3, 1),)), 0)) == []
+    (request,) = gathered.flush()
+    assert unwrapped(request.body) == [(3, b"aaaaa")]
+
+
+@pytest.mark.parametrize(("ready", "first"), [(6, [(1, 6)]), (4, [(2, 6), (1, 4)])])
+def test_a_full_request_takes_what_is_ready_if_that_is_enough(ready: int, first: list[tuple[int, int]]) -> None:
+    """Where most of it waits there is no room to: all goes."""
+    gathered = Batcher(
+        Signal.LOGS, Bracketed(), max_bytes=1000, max_items=10, max_age_ns=100, ready=(1).__eq__
+    )  # fmt: skip
+    parts = ((2, 10 - ready), (1, 10))
+    (request,) = gathered.add(replace(items([1] * 10), groups=parts), 0)
+    assert [(resource, len(found)) for resource, found in unwrapped(request.body)] == first
+    assert gathered.held == 10 - request.items
+
+
+def test_a_resource_may_grow_while_something_waits_for_it() -> None:
+    """The request is within its bound all the same."""
+    told = [b"r" * 100]
+    gathered = Batcher(
+        Signal.LOGS, ProtobufEnvelope(lambda _: told[0]), max_bytes=65_536, max_items=100_000, max_age_ns=0,
+        ready=lambda _: len(told[0]) > 100,
+    )  # fmt: skip
+    assert list(gathered.add(items([100] * 550), 0)) == []
+    told[0] = b"r" * 8000
+    (request,) = gathered.poll(0)
+    assert request.items == 550
+    assert len(request.body) <= 65_536

@@ -1,0 +1,73 @@
+"""Programs of Go modules, built once into the cache, also where the module's replace lines make `go install` refuse."""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.integration.collector import CACHE
+
+
+def programs(
+    name: str, module: str, version: str, packages: Mapping[str, str], *, link: str = "", sibling: str = ""
+) -> Path:
+    """The directory of a module's programs in the cache, where they are built if it is not there.
+
+    Args:
+        name: what the directory is called, before its version.
+        module: the module's path.
+        version: its version, as in v1.2.3.
+        packages: what to call each program, and the package it is built from.
+        link: options for the linker; that is where some programs learn their version.
+        sibling: the version to take of modules that this one replaces by folders of its own repository.
+
+    Raises:
+        LookupError: there is no Go here to build them with, or the build failed; the message says which.
+    """
+    built = CACHE / f"{name}-{version.removeprefix('v')}"
+    if built.exists():
+        return built
+    if shutil.which("go") is None:
+        raise LookupError(f"Go is not installed: {', '.join(packages)} cannot be built")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    # In the cache as well, since only within a file system does a directory move in one step.
+    with tempfile.TemporaryDirectory(prefix=f"{built.name}-", dir=CACHE) as scratch:
+        wrapper, finished = Path(scratch, "wrapper"), Path(scratch, "finished")
+        wrapper.mkdir()
+        source = json.loads(_go(wrapper, "list", "-m", "-json", f"{module}@{version}"))
+        needs = json.loads(_go(wrapper, "mod", "edit", "-json", source["GoMod"]))
+        (wrapper / "go.mod").write_text(_wrapper(module, version, needs, sibling))
+        for program, package in packages.items():
+            output = ["-o", str(finished / program)]
+            _go(wrapper, "build", "-mod=mod", "-trimpath", "-ldflags", f"-s -w {link}", *output, package)
+        if not built.exists():  # somebody else may have built the same meanwhile
+            finished.rename(built)
+    return built
+
+
+def _wrapper(module: str, version: str, needs: dict[str, Any], sibling: str) -> str:
+    """The go.mod of a module that requires another, and repeats its replace lines: they count in a main module only."""
+    lines = ["module wrapper", f"go {needs['Go']}", f"require {module} {version}"]
+    for line in needs["Replace"] or []:
+        old, new = line["Old"], line["New"]
+        lines.append(
+            f"replace {old['Path']} {old.get('Version', '')} => "
+            + (f"{old['Path']} {sibling}" if new["Path"].startswith(".") else f"{new['Path']} {new['Version']}")
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _go(directory: Path, *arguments: str) -> str:
+    environment = {**os.environ, "CGO_ENABLED": "0"}
+    result = subprocess.run(
+        ["go", *arguments], cwd=directory, env=environment, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        progress = ("go: downloading", "go: finding")
+        said = [line for line in result.stderr.splitlines() if not line.startswith(progress)]
+        raise LookupError(f"go {arguments[0]} {arguments[-1]} failed: {' / '.join(said[-3:]) or result.returncode}")
+    return result.stdout
