@@ -8,23 +8,26 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 VERSION = "0.159.0"
 CACHE = Path(os.environ.get("TCPIO_CACHE", Path.home() / ".cache" / "tcpio-otel"))
-BINARY = CACHE / f"collector-{VERSION}" / "otelcol-tcpio-test"
-
-MANIFEST = f"""\
-dist:
-  name: {BINARY.name}
-  output_path: {BINARY.parent}
-receivers:
-  - gomod: go.opentelemetry.io/collector/receiver/otlpreceiver v{VERSION}
-exporters:
-  - gomod: github.com/open-telemetry/opentelemetry-collector-contrib/exporter/fileexporter v{VERSION}
-"""
+CONTRIB = "github.com/open-telemetry/opentelemetry-collector-contrib"
+COMPONENTS = {
+    "receivers": ["go.opentelemetry.io/collector/receiver/otlpreceiver"],
+    "processors": [f"{CONTRIB}/processor/k8sattributesprocessor"],
+    "exporters": ["go.opentelemetry.io/collector/exporter/otlpexporter", f"{CONTRIB}/exporter/fileexporter"],
+}
+# Another set of components is another Collector.
+BINARY = CACHE / f"collector-{VERSION}-{sum(map(len, COMPONENTS.values()))}" / "otelcol-tcpio-test"
+MANIFEST = json.dumps(
+    {
+        "dist": {"name": BINARY.name, "output_path": str(BINARY.parent)},
+        **{kind: [{"gomod": f"{module} v{VERSION}"} for module in modules] for kind, modules in COMPONENTS.items()},
+    }
+)
 
 
 def build() -> Path:
@@ -67,16 +70,18 @@ class Collector:
     directory: Path
     tls: dict[str, str] | None
     process: subprocess.Popen[bytes] | None = None
+    configuration: dict[str, Any] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
-    def start(self) -> None:
-        """Start it, and wait until it listens."""
+    def _default(self) -> dict[str, Any]:
+        """OTLP in by both protocols, with TLS or without, and one file out."""
         tls = {"tls": self.tls} if self.tls else {}
         protocols = {
             name: {"endpoint": f"127.0.0.1:{port}", **tls}
             for name, port in (("grpc", self.grpc_port), ("http", self.http_port))
         }
         pipeline = {"receivers": ["otlp"], "exporters": ["file"]}
-        configuration = {
+        return {
             "receivers": {"otlp": {"protocols": protocols}},
             "exporters": {"file": {"path": str(self.directory / "received.json"), "append": True}},
             "service": {
@@ -84,10 +89,15 @@ class Collector:
                 "pipelines": dict.fromkeys(("logs", "traces", "metrics"), pipeline),
             },
         }
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
         path = self.directory / "collector.yaml"
-        path.write_text(json.dumps(configuration))
+        path.write_text(json.dumps(self.configuration or self._default()))
         with (self.directory / "collector.log").open("ab") as log:
-            self.process = subprocess.Popen([BINARY, "--config", path], stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [BINARY, "--config", path], stdout=log, stderr=log, env={**os.environ, **self.environment}
+            )
         deadline = time.monotonic() + 30
         for port in (self.grpc_port, self.http_port):
             while True:

@@ -109,13 +109,22 @@ def go_on(process: subprocess.Popen[str]) -> None:
     process.stdout.readline()
 
 
-def resources(directory: Path, signal: str, keys: tuple[str, str, str]) -> list[tuple[dict[str, str], dict[str, Any]]]:
-    """The items of a signal, each with the attributes of its Resource."""
-    found: list[tuple[dict[str, str], dict[str, Any]]] = []
-    for line in (directory / f"{signal}.jsonl").read_text().splitlines():
-        for resource in json.loads(line)[keys[0]]:
-            said = {each["key"]: each["value"]["stringValue"] for each in resource["resource"]["attributes"]}
-            found += [(said, item) for scope in resource[keys[1]] for item in scope[keys[2]]]
+Said = list[tuple[dict[str, str], dict[str, Any]]]
+"""Items of a signal, each with the attributes of its Resource."""
+
+LOGS = ("resourceLogs", "scopeLogs", "logRecords")
+SPANS = ("resourceSpans", "scopeSpans", "spans")
+
+
+def said(file: Path, keys: tuple[str, str, str]) -> Said:
+    """What a file of OTLP/JSON has of a signal."""
+    found: Said = []
+    for line in file.read_text().splitlines():
+        for resource in json.loads(line).get(keys[0], []):
+            attributes = {
+                each["key"]: each["value"].get("stringValue", "") for each in resource["resource"]["attributes"]
+            }
+            found += [(attributes, item) for scope in resource[keys[1]] for item in scope[keys[2]]]
     return found
 
 
@@ -130,21 +139,21 @@ def client_port(item: dict[str, Any]) -> int:
     return port
 
 
-def packets(directory: Path) -> list[tuple[dict[str, str], dict[str, Any]]]:
-    """Packet records with their Resources."""
-    return resources(directory, "logs", ("resourceLogs", "scopeLogs", "logRecords"))
+def packets(directory: Path) -> Said:
+    """Packet records that the agent has written."""
+    return said(directory / "logs.jsonl", LOGS)
 
 
-def connections(directory: Path) -> list[tuple[dict[str, str], dict[str, Any]]]:
-    """Connection spans with their Resources."""
-    return resources(directory, "traces", ("resourceSpans", "scopeSpans", "spans"))
+def connections(directory: Path) -> Said:
+    """Connection spans likewise."""
+    return said(directory / "traces.jsonl", SPANS)
 
 
-def at_client(found: list[tuple[dict[str, str], dict[str, Any]]]) -> list[tuple[dict[str, str], dict[str, Any]]]:
+def at_client(found: Said) -> Said:
     """Those of the clients' ends."""
     return [
-        (said, item)
-        for said, item in found
+        (attributes, item)
+        for attributes, item in found
         if any(
             each["key"] == "network.peer.port" and int(each["value"]["intValue"]) == PORT for each in item["attributes"]
         )

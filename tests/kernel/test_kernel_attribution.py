@@ -68,16 +68,16 @@ def test_every_packet_and_span_is_its_containers(tmp_path: Path, namespace: Name
     for found in (packets(tmp_path / "out"), connections(tmp_path / "out")):
         ours = at_client(found)
         theirs = [each for each in found if each not in ours]
-        assert {said["container.id"] for said, _ in ours} == set(wanted)
-        for said, _ in ours:
-            uid, runtime = wanted[said["container.id"]]
-            assert said["k8s.pod.uid"] == uid
-            assert said.get("container.runtime.name", "") == runtime
-            assert said["k8s.pod.qos_class"] == CLASSES[runtime]
+        assert {whose["container.id"] for whose, _ in ours} == set(wanted)
+        for whose, _ in ours:
+            uid, runtime = wanted[whose["container.id"]]
+            assert whose["k8s.pod.uid"] == uid
+            assert whose.get("container.runtime.name", "") == runtime
+            assert whose["k8s.pod.qos_class"] == CLASSES[runtime]
         assert theirs
-        assert {(said["container.id"], said["k8s.pod.uid"]) for said, _ in theirs} == {(server_id, server_uid)}
+        assert {(whose["container.id"], whose["k8s.pod.uid"]) for whose, _ in theirs} == {(server_id, server_uid)}
         # Each end of a connection is in one Resource alone.
-        assert len({(client_port(item), said["container.id"]) for said, item in ours}) == len(wanted)
+        assert len({(client_port(item), whose["container.id"]) for whose, item in ours}) == len(wanted)
 
 
 def test_a_process_that_moves_takes_its_connections_along(tmp_path: Path, namespace: Namespace, tree: Tree) -> None:
@@ -94,8 +94,8 @@ def test_a_process_that_moves_takes_its_connections_along(tmp_path: Path, namesp
     if KEEPS_ITS_MAKER in watcher.stderr():
         pytest.skip(f"here, {KEEPS_ITS_MAKER}")
     sent = [
-        (int(each["value"]["intValue"]), said["container.id"])
-        for said, item in at_client(packets(tmp_path / "out"))
+        (int(each["value"]["intValue"]), whose["container.id"])
+        for whose, item in at_client(packets(tmp_path / "out"))
         for each in item["attributes"]
         if each["key"] == "tcp.payload.size" and each["value"]["intValue"] != "0"
     ]
@@ -103,8 +103,8 @@ def test_a_process_that_moves_takes_its_connections_along(tmp_path: Path, namesp
     assert ids[0] == before
     assert ids[-1] == after
     assert ids == sorted(ids, key=[before, after].index)
-    ((said, _),) = at_client(connections(tmp_path / "out"))
-    assert said["container.id"] == after
+    ((whose, _),) = at_client(connections(tmp_path / "out"))
+    assert whose["container.id"] == after
 
 
 def test_a_container_that_is_gone_before_anybody_looks_is_named(
@@ -124,7 +124,7 @@ def test_a_container_that_is_gone_before_anybody_looks_is_named(
             go_on(member)
             tree.remove(cgroup)
     for found in (packets(tmp_path / "out"), connections(tmp_path / "out")):
-        assert {(said["container.id"], said["k8s.pod.uid"]) for said, _ in at_client(found)} == {(container, uid)}
+        assert {(whose["container.id"], whose["k8s.pod.uid"]) for whose, _ in at_client(found)} == {(container, uid)}
 
 
 def test_connections_older_than_the_agent_are_their_containers(
@@ -142,8 +142,8 @@ def test_connections_older_than_the_agent_are_their_containers(
         assert running_agent.stop() == 0
     found = connections(tmp_path / "out")
     ours = at_client(found)
-    assert {said["container.id"] for said, _ in ours} == {container}
-    assert {said["container.id"] for said, item in found if (said, item) not in ours} == {server_container}
+    assert {whose["container.id"] for whose, _ in ours} == {container}
+    assert {whose["container.id"] for whose, item in found if (whose, item) not in ours} == {server_container}
 
 
 def test_a_program_of_the_host_is_itself(tmp_path: Path, namespace: Namespace) -> None:
@@ -164,10 +164,25 @@ def test_a_program_of_the_host_is_itself(tmp_path: Path, namespace: Namespace) -
     found = packets(tmp_path / "out")
     ours = at_client(found)
     program = os.path.basename(os.path.realpath(sys.executable))[:15]
-    assert {said["service.name"] for said, _ in ours} == {program}
-    assert {said["service.name"] for said, item in found if (said, item) not in ours} == {"greeter@1"}
-    for said, _ in found:
-        assert said["deployment.environment.name"] == "test"
-        assert said["process.executable.name"] == program
-        assert "service.version" not in said
-        assert "container.id" not in said
+    assert {whose["service.name"] for whose, _ in ours} == {program}
+    assert {whose["service.name"] for whose, item in found if (whose, item) not in ours} == {"greeter@1"}
+    for whose, _ in found:
+        assert whose["deployment.environment.name"] == "test"
+        assert whose["process.executable.name"] == program
+        assert "service.version" not in whose
+        assert "container.id" not in whose
+
+
+def test_who_does_not_want_workloads_has_one_resource(tmp_path: Path, namespace: Namespace) -> None:
+    """All is the agent's own then."""
+    root = str(cgroup_root())
+    with (
+        agent(
+            tmp_path, "run", "--otlp-file", "out", "--port", str(PORT), TCPIO_ATTRIBUTION_WORKLOADS="false"
+        ),  # fmt: skip
+        running(namespace, SERVER, str(PORT), root),
+        running(namespace, MEMBER, str(PORT), root, "", root) as member,
+    ):
+        go_on(member)
+    for found in (packets(tmp_path / "out"), connections(tmp_path / "out")):
+        assert {whose["service.name"] for whose, _ in found} == {"tcpio-otel"}

@@ -176,17 +176,17 @@ def check(watcher: Agent, directory: Path, fleet: Fleet, staying: list[str], unl
     tiers: dict[str, set[str]] = {}
     for found in (packets(directory), connections(directory)):
         seen, ports = set(), {}
-        for said, item in at_client(found):
-            name = fleet.names[said["container.id"]]
+        for whose, item in at_client(found):
+            name = fleet.names[whose["container.id"]]
             assert ports.setdefault(client_port(item), name) == name
             if name == unlucky:
-                assert "k8s.pod.name" not in said
+                assert "k8s.pod.name" not in whose
                 continue
-            assert said["k8s.pod.name"] == said["service.name"] == name
-            assert said["k8s.namespace.name"] == "default"
-            assert said["k8s.node.name"] == NODE
-            assert said.get("k8s.container.name", "main") == "main"
-            tiers.setdefault(name, set()).add(said["k8s.pod.label.tier"])
+            assert whose["k8s.pod.name"] == whose["service.name"] == name
+            assert whose["k8s.namespace.name"] == "default"
+            assert whose["k8s.node.name"] == NODE
+            assert whose.get("k8s.container.name", "main") == "main"
+            tiers.setdefault(name, set()).add(whose["k8s.pod.label.tier"])
             seen.add(name)
         assert seen == set(fleet.names.values()) - {unlucky}
     assert {name for name, told in tiers.items() if "after" in told} == set(staying)

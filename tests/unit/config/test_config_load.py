@@ -293,6 +293,15 @@ def test_files_and_a_receiver_exclude_each_other() -> None:
         load(None, {}, {"file.directory": "d", "export.traces.endpoint": "http://h"})
 
 
+def test_a_watch_of_pods_needs_a_node_and_workloads() -> None:
+    """Otherwise there is nothing to ask for, or nobody to tell it of."""
+    with pytest.raises(UsageError, match=r"kubernetes\.enabled needs kubernetes\.node_name"):
+        load(None, {}, {"kubernetes.enabled": "true"})
+    flags = {"kubernetes.enabled": "true", "kubernetes.node_name": "n", "attribution.workloads": "false"}
+    with pytest.raises(UsageError, match=r"it needs attribution\.workloads"):
+        load(None, {}, flags)
+
+
 def test_half_of_mtls_is_refused_and_halves_may_meet_from_two_sections() -> None:
     """The key may stand in `export` and the certificate with a signal."""
     flags = {"export.endpoint": "https://h", "export.logs.client_certificate": "c"}
