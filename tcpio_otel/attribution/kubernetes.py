@@ -90,7 +90,7 @@ class NodePods:
     ) -> None:
         self._api, self._node, self._wanted, self._cache, self._clock = api, node, wanted, cache, clock
         self._pods: dict[str, Pod] = {}  # by each of their uids
-        self._items: dict[str, Mapping[str, Any]] = {}  # what the file keeps, by uid
+        self._items: dict[str, str] = {}  # what the file keeps, by uid: JSON, at a fifth of the memory of its objects
         self._deleted: dict[str, float] = {}  # when, by uid
         self._stop = threading.Event()
         self._watching: Any = None
@@ -162,18 +162,18 @@ class NodePods:
 
     def _list(self) -> None:
         """Learn which pods there are now."""
-        found: dict[str, Mapping[str, Any]] = {}
+        found: set[str] = set()
         token: str | None = None
         while True:
             options = {"_continue": token} if token else {}
             answer = json.loads(self._ask(limit=PAGE, _request_timeout=(TIMEOUT_S, SILENCE_S), **options).data)
-            found |= {item["metadata"]["uid"]: item for item in answer["items"]}
+            for item in answer["items"]:
+                found.add(item["metadata"]["uid"])
+                self._take(item["metadata"]["uid"], item)
             token = answer["metadata"].get("continue")
             if not token:
                 break
-        for uid, item in found.items():
-            self._take(uid, item)
-        for uid in self._items.keys() - found.keys() - self._deleted.keys():
+        for uid in self._items.keys() - found - self._deleted.keys():
             self._deleted[uid] = self._clock()
         self._forget_deleted()
         self._position = answer["metadata"]["resourceVersion"]
@@ -213,7 +213,7 @@ class NodePods:
             return
         for known in pod.uids:
             self._pods[known] = pod
-        self._items[uid] = _essential(item)
+        self._items[uid] = json.dumps(_essential(item))
         self.version += 1
         self._unsaved = True
 
@@ -253,7 +253,7 @@ class NodePods:
         self._saved_s, self._unsaved = self._clock(), False
         fresh = self._cache.with_suffix(".new")
         try:
-            fresh.write_text(json.dumps({"node": self._node, "items": list(self._items.values())}))
+            fresh.write_text(f'{{"node": {json.dumps(self._node)}, "items": [{", ".join(self._items.values())}]}}')
             fresh.replace(self._cache)
         except OSError as error:
             logger.warning("cannot keep pods in %s: %s", self._cache, error.strerror)

@@ -27,7 +27,7 @@ from tests.kernel.cgroups import (
     running,
     said,
 )
-from tests.kernel.harness import Namespace, agent
+from tests.kernel.harness import agent, new_namespace
 from tests.peers.kubernetes import ControlPlane, build, control_plane
 
 SHOWN = Path(__file__).parents[2] / "config" / "collector" / "kubernetes.yaml"
@@ -74,7 +74,7 @@ def test_the_configuration_that_we_show_is_valid() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_the_collector_names_our_pods(cluster: ControlPlane, namespace: Namespace, tmp_path: Path) -> None:
+def test_the_collector_names_our_pods(cluster: ControlPlane, tmp_path: Path) -> None:
     """By container id and by pod uid, for packets and spans; what is no pod's stays as it was."""
     tree, container = Tree(cgroup_root()), identifier()
     metadata: dict[str, Any] = {"name": "web-5c6f-x", "labels": {"pod-template-hash": "5c6f"}}
@@ -92,6 +92,7 @@ def test_the_collector_names_our_pods(cluster: ControlPlane, namespace: Namespac
         cgroup, sandbox = (tree.make(NAMES["containerd"](uid, each)) for each in (container, pause))
         flags = ["--otlp-endpoint", f"http://127.0.0.1:{receiver.http_port}", "--port", str(PORT)]
         with (
+            new_namespace() as namespace,
             agent(tmp_path / "agent", "run", *flags),
             running(namespace, SERVER, str(PORT), str(home)),
             running(namespace, MEMBER, str(PORT), str(cgroup), "", str(home)) as member,

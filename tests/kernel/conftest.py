@@ -1,7 +1,5 @@
 """What kernel tests stand on: root, a kernel that takes the probe, and a network namespace of their own."""
 
-import subprocess
-import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,7 +11,7 @@ from tcpio_otel.capture.loaders import Loader
 from tcpio_otel.capture.probe import Probe
 from tcpio_otel.errors import EnvironmentFault
 from tests.kernel import conformance as suite
-from tests.kernel.harness import Namespace
+from tests.kernel.harness import Namespace, new_namespace
 from tests.kernel.scenarios import SCENARIOS
 
 _SUMMARY = pytest.StashKey[str]()
@@ -33,13 +31,8 @@ def _kernel_takes_the_probe() -> None:
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
     """A network namespace whose only device is its loopback, up."""
-    name = f"tcpio-test-{uuid.uuid4().hex[:8]}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        yield Namespace(name)
-    finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
+    with new_namespace() as made:
+        yield made
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,18 @@ class Namespace:
             said = process.stderr.read()
             process.wait()
         assert "0 packets dropped by kernel" in said, said
+
+
+@contextmanager
+def new_namespace() -> Iterator[Namespace]:
+    """A network namespace whose only device is its loopback, up."""
+    name = f"tcpio-test-{uuid.uuid4().hex[:8]}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        yield Namespace(name)
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
 class Agent:
