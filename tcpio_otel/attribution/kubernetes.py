@@ -139,6 +139,9 @@ class NodePods:
                 self._position = ""
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
                 self._tell(f"cannot reach it: {_cause(error)}")
+            except (LookupError, TypeError, AttributeError) as error:
+                self._tell(f"it says what no API server says: {type(error).__name__} {error}")
+                self._position = ""
             else:
                 continue
             self._forget_deleted()

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import kubernetes
 import pytest
 
 from tcpio_otel.attribution.kubernetes import NodePods, connected
@@ -171,6 +172,32 @@ def test_what_is_not_allowed_is_said_and_mended_without_a_restart(
         binding = {"metadata": {"name": name}, "subjects": [subject], "roleRef": role}
         cluster.create(f"{RBAC}/clusterrolebindings", binding)
         soon(lambda: tier(pods, uid) == "a")
+        assert pods.fault == ""
+
+
+def test_a_token_that_expires_is_read_again(
+    cluster: ControlPlane, node: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a pod has it: the kubelet writes another one in time, and the agent goes on without a restart."""
+    uid, name, files = (
+        create(cluster, node, f"{node}-first", tier="a"),
+        f"brief-{node}",
+        kubernetes.config.incluster_config,
+    )
+    account(cluster, name, "list", "watch")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(cluster.port))
+    monkeypatch.setattr(files, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(files, "SERVICE_CERT_FILENAME", str(cluster.ca_file))
+    (tmp_path / "token").write_text(cluster.token("default", name, seconds=10))
+    with NodePods(connected(None), node, LABELS) as pods:
+        soon(lambda: tier(pods, uid) == "a")
+        time.sleep(10)
+        cluster.restart()
+        soon(lambda: pods.fault.startswith("401"))
+        (tmp_path / "token").write_text(cluster.token("default", name))
+        young = create(cluster, node, f"{node}-young", tier="a")
+        soon(lambda: tier(pods, young) == "a", 200)
         assert pods.fault == ""
 
 
