@@ -456,7 +456,7 @@ def check(config: Config) -> int:
     from tcpio_otel.check import findings
 
     good = True
-    for finding in findings(_receivers(config), config.capture.loader):
+    for finding in findings(_receivers(config), config.capture.loader, config.capture.cgroup):
         print(finding)  # noqa: T201 - what the command is for
         good &= finding.good or not finding.needed
     return 0 if good else EnvironmentFault.exit_code

@@ -59,11 +59,16 @@ def _kernel_types() -> str:
     return f"present; tracepoints it lacks, or shows too little of: {', '.join(missing) or 'none'}"
 
 
-def _cgroup() -> str:
-    root = cgroup_root()
-    if (inode := root.stat().st_ino) != HOST_CGROUP_INODE:
+def _cgroup(configured: Path | None) -> str:
+    root = configured or cgroup_root()
+    try:
+        inode = root.stat().st_ino
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read capture.cgroup {root}: {error.strerror}") from None
+    if inode != HOST_CGROUP_INODE:
         raise EnvironmentFault(
-            f"{root} (inode {inode}) is a subtree of the host's: mount the host's /sys/fs/cgroup into this container"
+            f"{root} (inode {inode}) is a subtree of the host's: mount the host's /sys/fs/cgroup into this container, "
+            "and say where by capture.cgroup"
         )
     return str(root)
 
@@ -76,11 +81,11 @@ def _symbols() -> str:
     return "readable: by libbpf, segments received by TIME_WAIT or no socket are recorded too"
 
 
-def _loads(loader: Loader) -> str:
+def _loads(loader: Loader, cgroup: Path | None) -> str:
     before, started = _resident_bytes("VmRSS"), time.perf_counter()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
     contexts = ContextSources(socket_tags=True, http_headers=True)
-    with Probe(filters=Filters(), memory_bytes=1 << 20, loader=loader, contexts=contexts) as probe:
+    with Probe(filters=Filters(), memory_bytes=1 << 20, cgroup=cgroup, loader=loader, contexts=contexts) as probe:
         took_ms = (time.perf_counter() - started) * 1e3
         peak = _resident_bytes("VmHWM") - before
         hooks, without, by = ", ".join(probe.hooks()), "; ".join(probe.loading.missing.values()), "loads"
@@ -93,14 +98,14 @@ def _loads(loader: Loader) -> str:
     )
 
 
-def _loaders(wanted: Loader) -> Iterator[Finding]:
+def _loaders(wanted: Loader, cgroup: Path | None) -> Iterator[Finding]:
     """What each loader offers here; needed is the one that `run` would take."""
     try:
         taken = chosen(wanted, Library())
     except EnvironmentFault:
         return  # said above: both need the library
     for loader in (Loader.LIBBPF, Loader.BCC):
-        yield _tried(f"by {loader}", partial(_loads, loader), needed=loader is taken)
+        yield _tried(f"by {loader}", partial(_loads, loader, cgroup), needed=loader is taken)
     yield Finding("loader", True, f"{wanted}: {taken}" if wanted is not taken else str(taken))
 
 
@@ -114,23 +119,23 @@ def _receiver(endpoint: str, reach: Callable[[], str]) -> Finding:
     return _tried("receiver", lambda: f"{endpoint}: {reach()}")
 
 
-def findings(receivers: dict[str, Callable[[], str]], loader: Loader) -> Iterator[Finding]:
+def findings(receivers: dict[str, Callable[[], str]], loader: Loader, cgroup: Path | None = None) -> Iterator[Finding]:
     """Every finding, in the order in which one would look for a cause.
 
-    `loader` is the one that is configured. `receivers` maps an endpoint to a call that reaches it, and returns what it
-    answered or raises EnvironmentFault.
+    `loader` and `cgroup` are those that are configured. `receivers` maps an endpoint to a call that reaches it, and
+    returns what it answered or raises EnvironmentFault.
     """
     yield Finding("kernel", sys.platform == "linux", f"{platform.release()} {platform.machine()}")
     yield Finding("python", True, f"{platform.python_version()}, uid {os.getuid()}")
     for name, attempt in (
         ("capabilities", _capabilities),
         ("libbpf.so", _libbpf),
-        ("cgroup v2", _cgroup),
+        ("cgroup v2", partial(_cgroup, cgroup)),
     ):
         yield _tried(name, attempt)
     yield _tried("kernel BTF", _kernel_types, needed=loader is Loader.LIBBPF)
     yield _tried("kallsyms", _symbols, needed=False)
     if not privileges.missing_to_load():
-        yield from _loaders(loader)
+        yield from _loaders(loader, cgroup)
     for endpoint, reach in receivers.items():
         yield _receiver(endpoint, reach)
