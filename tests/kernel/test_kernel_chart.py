@@ -1,0 +1,168 @@
+"""What the chart gives a pod is enough for the agent, and none of it can go."""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tcpio_otel.capture.libbpf import Library
+from tcpio_otel.capture.probe import cgroup_root
+from tests.peers import helm as peer
+from tests.peers.pod import started
+
+CHART = Path(__file__).parents[2] / "helm" / "tcpio-otel"
+FILE = "/etc/tcpio-otel/tcpio-otel.yaml"
+NODE = {"spec.nodeName": "node-a", "status.hostIP": "192.0.2.1"}
+
+Start = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
+
+
+@pytest.fixture(scope="module")
+def helm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which Helm is found."""
+    try:
+        return peer.environment(tmp_path_factory.mktemp("helm"))
+    except LookupError as reason:
+        pytest.skip(str(reason))
+
+
+def render(helm: dict[str, str], *settings: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The pod of the DaemonSet, and the files of its ConfigMap: for this host's cgroups and without an API server."""
+    settings = (f"config.capture.cgroup=/host{cgroup_root()}", "config.kubernetes.enabled=false", *settings)
+    command = ["helm", "template", "agent", str(CHART), *(f"--set={setting}" for setting in settings)]
+    text = subprocess.run(command, env=helm, capture_output=True, text=True, check=True).stdout
+    found = {found["kind"]: found for found in yaml.safe_load_all(text) if found}
+    return found["DaemonSet"]["spec"]["template"]["spec"], found["ConfigMap"]["data"]
+
+
+@pytest.fixture
+def start(helm: dict[str, str], tmp_path: Path) -> Start:
+    """Starts the pod of the DaemonSet with a command, perhaps without a capability."""
+
+    def start(*arguments: str, without: str = "") -> AbstractContextManager[subprocess.Popen[str]]:
+        pod, files = render(helm)
+        if without:
+            pod["containers"][0]["securityContext"]["capabilities"]["add"].remove(without)
+        return started(pod, files, NODE, tmp_path, arguments)
+
+    return start
+
+
+def wait_for(process: subprocess.Popen[str], words: str) -> None:
+    """Read what a process says until it says this."""
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if words in line:
+            return
+    raise AssertionError("".join(said))
+
+
+def talk() -> int:
+    """Send something over loopback; the server's port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+        with socket.create_connection(("127.0.0.1", port)) as client, server.accept()[0] as accepted:
+            client.sendall(b"hello")
+            assert accepted.recv(5) == b"hello"
+    return port
+
+
+def logs(directory: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each log record's attributes, and those of its Resource."""
+
+    def plain(attributes: list[dict[str, Any]]) -> dict[str, Any]:
+        return {entry["key"]: next(iter(entry["value"].values())) for entry in attributes}
+
+    for line in (directory / "logs.jsonl").read_text().splitlines():
+        for resource in json.loads(line)["resourceLogs"]:
+            for scope in resource["scopeLogs"]:
+                for record in scope["logRecords"]:
+                    yield plain(record["attributes"]), plain(resource["resource"]["attributes"])
+
+
+def test_check(start: Start) -> None:
+    """`helm test` finds nothing amiss, and the host's cgroups where the chart mounts them."""
+    with start("check", "-c", FILE) as process:
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert f"/host{cgroup_root()}" in said
+    assert not [line for line in said.splitlines() if line.startswith("NO")]
+
+
+def test_run(start: Start, tmp_path: Path) -> None:
+    """From a pod's namespaces, what the host sends is recorded, and said to be the node's; no capability is left."""
+    with start("run", "-c", FILE) as process:
+        wait_for(process, "recording to")
+        port = str(talk())
+        time.sleep(1)  # more than the latency of a ring
+        threads = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/status")]
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, said
+    assert len(threads) > 1
+    assert all("CapEff:\t0000000000000000" in status for status in threads)
+    found = [resource for record, resource in logs(tmp_path / "files") if port in map(str, record.values())]
+    assert len(found) >= 10  # at both ends: a handshake, data, and how it ended
+    assert {resource["host.name"] for resource in found} == {"node-a"}
+    machine_id = Path("/etc/machine-id").read_text().strip()
+    assert {resource["host.id"] for resource in found} == {machine_id}
+    assert "python" in {resource["service.name"][:6] for resource in found}
+
+
+def test_watch(start: Start) -> None:
+    """The command of the notes shows packets."""
+    with start("watch", "-c", FILE) as process:
+        wait_for(process, "RADDR:RPORT")
+        port = talk()
+        wait_for(process, f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("capability", ["BPF", "PERFMON", "NET_ADMIN"])
+def test_each_capability_is_needed(start: Start, capability: str) -> None:
+    """Without any one of them the agent ends, and says which is missing."""
+    with start("run", "-c", FILE, without=capability) as process:
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 3
+    assert f"CAP_{capability}" in said
+
+
+def test_without_syslog(start: Start) -> None:
+    """Without it the agent runs, and `check` says what it costs where the kernel then hides its symbols."""
+    with start("check", "-c", FILE, without="SYSLOG") as process:
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    if int(Path("/proc/sys/kernel/perf_event_paranoid").read_text()) > 1:
+        assert "--  kallsyms" in said
+
+
+def test_published_contexts(helm: dict[str, str], tmp_path: Path) -> None:
+    """The read-only mount of the host's /sys/fs/bpf lets the agent at a map there: it sees that this one is foreign."""
+    mounted = tmp_path / "bpf"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", mounted], check=True)
+    try:
+        (mounted / "otel").mkdir()
+        descriptor = Library().bpf_map_create(9, b"traces_ctx_v1", 4, 4, 16, None)
+        pin = ctypes.CDLL("libbpf.so.1").bpf_obj_pin
+        assert pin(descriptor, str(mounted / "otel" / "traces_ctx_v1").encode()) == 0
+        os.close(descriptor)
+        pod, files = render(helm, "config.correlation.published_contexts=true")
+        (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "host-bpf")
+        assert volume["hostPath"]["path"] == "/sys/fs/bpf"
+        volume["hostPath"]["path"] = str(mounted)
+        with started(pod, files, NODE, tmp_path, ["run", "-c", FILE]) as process:
+            wait_for(process, "/sys/fs/bpf/otel/traces_ctx_v1 has another layout")
+    finally:
+        subprocess.run(["umount", mounted], check=True)
