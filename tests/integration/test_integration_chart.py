@@ -160,7 +160,7 @@ def test_everything_reaches_the_agent(helm: Helm, tmp_path: Path) -> None:
     assert taken["export"]["certificate"] == "/etc/tcpio-otel-tls/ca.crt"
     assert taken["export"]["client_key"] == "/etc/tcpio-otel-tls/tls.key"
     assert taken["resource"]["attributes"]["deployment.environment.name"] == "staging, eu"
-    assert taken["capture"]["ports"] == ["443", "8000-8999"] or taken["capture"]["ports"] == [443, "8000-8999"]
+    assert list(map(str, taken["capture"]["ports"])) == ["443", "8000-8999"]
 
 
 def test_node_local_receiver(helm: Helm, tmp_path: Path) -> None:
@@ -257,6 +257,7 @@ def test_takes_effect_in_a_privileged_namespace(helm: Helm, cluster: ControlPlan
         ("seccompProfile.type=None", "at '/seccompProfile/type': value must be one of"),
         ("networkPolicy.apiServerPorts={70000}", "maximum: got 70,000, want 65,535"),
         ("terminationGracePeriodSeconds=soon", "at '/terminationGracePeriodSeconds': got string, want integer"),
+        (r"podLabels.app\.kubernetes\.io/name=other", "podLabels: app.kubernetes.io/name is set by the chart"),
         ("config.attribution.workloads=false", "config.kubernetes.enabled says of workloads which pods they are"),
         ("config.export.flush_timeout=30s", "must be longer than config.export.flush_timeout"),
     ],

@@ -6,9 +6,11 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,40 @@ def test_without_syslog(start: Start) -> None:
     assert process.returncode == 0, said
     if int(Path("/proc/sys/kernel/perf_event_paranoid").read_text()) > 1:
         assert "--  kallsyms" in said
+
+
+@pytest.fixture
+def profile() -> Path:
+    """The chart's seccomp profile."""
+    if find_library("seccomp") is None:
+        pytest.skip("libseccomp is not installed: no profile can be loaded")
+    return CHART / "seccomp" / "tcpio-otel.json"
+
+
+def test_seccomp_profile_forbids(profile: Path) -> None:
+    """Under it even root makes no namespace and mounts nothing."""
+    for command in (["unshare", "--uts", "true"], ["mount", "-t", "tmpfs", "none", "/mnt"]):
+        under = [sys.executable, "-m", "tests.peers.seccomp", str(profile), *command]
+        result = subprocess.run(
+            ["setpriv", "--no-new-privs", *under], cwd=CHART.parents[1], capture_output=True, text=True, check=False
+        )
+        assert result.returncode
+        assert "not permitted" in result.stderr or "denied" in result.stderr, result.stderr
+
+
+def test_seccomp_profile(helm: dict[str, str], profile: Path, tmp_path: Path) -> None:
+    """Under the chart's Localhost profile the agent loads the probe, records and sends; the filter is in force."""
+    pod, files = render(helm, "seccompProfile.type=Localhost", f"seccompProfile.localhostProfile={profile.name}")
+    with started(pod, files, NODE, tmp_path, ["run", "-c", FILE], profiles=profile.parent) as process:
+        wait_for(process, "recording to")
+        port = str(talk())
+        time.sleep(1)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, said
+    assert "Seccomp:\t2" in status
+    assert any(port in map(str, record.values()) for record, _ in logs(tmp_path / "files"))
 
 
 def test_published_contexts(helm: dict[str, str], tmp_path: Path) -> None:

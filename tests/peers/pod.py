@@ -2,7 +2,7 @@
 
 There is no image: its root is an empty one, read-only, with this machine's programs and this repository in it. What is
 the runtime's own comes as containerd has it: namespaces for mounts, network and cgroups, a /sys/fs/cgroup that begins
-at the pod, and no new privileges. Its seccomp and LSM profiles are missing.
+at the pod, and no new privileges. Its own seccomp and LSM profiles are missing; one of the pod's is loaded.
 """
 
 import os
@@ -69,6 +69,7 @@ def started(
     fields: Mapping[str, str],
     directory: Path,
     arguments: Sequence[str],
+    profiles: Path | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
     """The container's process, with both its outputs in one pipe; killed at the end if it still runs.
 
@@ -78,6 +79,7 @@ def started(
         fields: what the downward API says.
         directory: where the volumes are kept that it can write to, each by its name.
         arguments: in place of those of the container.
+        profiles: the kubelet's directory of seccomp profiles; it must be in the repository.
     """
     container = pod["containers"][0]
     security = container["securityContext"]
@@ -89,6 +91,9 @@ def started(
     cgroup.mkdir()
     inside = ["setpriv", f"--reuid={security['runAsUser']}", f"--bounding-set={kept}", "--inh-caps=-all"]
     inside += [] if security["allowPrivilegeEscalation"] else ["--no-new-privs"]
+    if profiles and security["seccompProfile"]["type"] == "Localhost":
+        profile = profiles / security["seccompProfile"]["localhostProfile"]
+        inside += ["env", f"PYTHONPATH={REPOSITORY}", sys.executable, "-m", "tests.peers.seccomp", str(profile)]
     inside += [sys.executable, "-m", "tcpio_otel.cli", *arguments]
     steps = ["set -e", *_as_root_of(root, pod, files, directory)]
     steps += [f"exec chroot {root} {shlex.join(inside)}"]

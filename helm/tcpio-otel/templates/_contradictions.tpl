@@ -55,6 +55,12 @@
 {{- if and $endpoints (get $key "file.directory") -}}
 {{- fail "config.file.directory and an OTLP endpoint are both set: the ledger counts a packet once; choose one" -}}
 {{- end -}}
+{{- if and .storage.filesHostPath $endpoints -}}
+{{- fail "storage.filesHostPath is for OTLP/JSON files, and an OTLP endpoint is set: choose one" -}}
+{{- end -}}
+{{- if and .storage.cacheHostPath (not (include "tcpio-otel.cacheFile" $)) -}}
+{{- fail "storage.cacheHostPath needs config.kubernetes.enabled and config.kubernetes.cache" -}}
+{{- end -}}
 {{- if and (eq .seccompProfile.type "Localhost") (not .seccompProfile.localhostProfile) -}}
 {{- fail "seccompProfile.type is Localhost: give seccompProfile.localhostProfile" -}}
 {{- end -}}
@@ -78,6 +84,14 @@
 {{- $queues = add $queues (mul 3 (include "tcpio-otel.bytes" (get $key "export.queue_memory" | default "64MiB") | int64)) -}}
 {{- if le (include "tcpio-otel.bytes" $limit | int64) $queues -}}
 {{- fail (printf "resources.limits.memory (%s) must be more than the queues may hold (%d bytes): config.capture.queue_memory and ring_memory, and three times config.export.queue_memory" $limit $queues) -}}
+{{- end -}}
+{{- end -}}
+{{- range list "commonLabels" "podLabels" "podAnnotations" -}}
+{{- $value := . -}}
+{{- range $name, $_ := get $.Values . -}}
+{{- if regexMatch "^(app[.]kubernetes[.]io/(name|instance|component|version|managed-by)|helm[.]sh/chart|checksum/config)$" $name -}}
+{{- fail (printf "%s: %s is set by the chart" $value $name) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- $own := list "TCPIO_KUBERNETES_NODE_NAME" "HOST_IP" -}}
