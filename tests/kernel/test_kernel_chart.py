@@ -20,6 +20,7 @@ import yaml
 from tcpio_otel.capture.libbpf import Library
 from tcpio_otel.capture.probe import cgroup_root
 from tests.peers import helm as peer
+from tests.peers.kubernetes import build, control_plane
 from tests.peers.pod import started
 
 CHART = Path(__file__).parents[2] / "helm" / "tcpio-otel"
@@ -202,3 +203,39 @@ def test_published_contexts(helm: dict[str, str], tmp_path: Path) -> None:
             wait_for(process, "/sys/fs/bpf/otel/traces_ctx_v1 has another layout")
     finally:
         subprocess.run(["umount", mounted], check=True)
+
+
+def test_pods_are_watched(helm: dict[str, str], tmp_path: Path) -> None:
+    """With the service account of the chart the agent watches its node's pods, and keeps their names in its volume."""
+    try:
+        build()
+    except LookupError as reason:
+        pytest.skip(str(reason))
+    (tmp_path / "cluster").mkdir()
+    with control_plane(tmp_path / "cluster") as cluster:
+        for node in ("node-a", "node-b"):
+            spec = {"nodeName": node, "containers": [{"name": "main", "image": "main"}]}
+            cluster.create("/api/v1/namespaces/default/pods", {"metadata": {"name": f"on-{node}"}, "spec": spec})
+        kubeconfig = cluster.kubeconfig(tmp_path / "kubeconfig")
+        command = ["helm", "install", "agent", str(CHART), f"--kubeconfig={kubeconfig}"]
+        subprocess.run(command, env=helm, capture_output=True, check=True)
+        pod, files = render(helm, "config.kubernetes.enabled=true")
+        assert pod["automountServiceAccountToken"]
+        # What the API server and the kubelet add to a pod.
+        account = tmp_path / "account"
+        account.mkdir()
+        (account / "token").write_text(cluster.token("default", pod["serviceAccountName"]))
+        (account / "ca.crt").write_bytes(cluster.ca_file.read_bytes())
+        (account / "token").chmod(0o600)
+        mount = {"name": "token", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": True}
+        pod["volumes"].append({"name": "token", "hostPath": {"path": str(account)}})
+        pod["containers"][0]["volumeMounts"].append(mount)
+        server = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(cluster.port)}
+        pod["containers"][0]["env"] += [{"name": name, "value": value} for name, value in server.items()]
+        with started(pod, files, NODE, tmp_path, ["run", "-c", FILE], networks=()) as process:
+            wait_for(process, "watching the pods of node node-a: 1 known")
+            process.send_signal(signal.SIGTERM)
+            said, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+    kept = json.loads((tmp_path / "cache" / "pods.json").read_text())
+    assert [item["metadata"]["name"] for item in kept["items"]] == ["on-node-a"]

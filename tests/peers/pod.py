@@ -70,6 +70,7 @@ def started(
     directory: Path,
     arguments: Sequence[str],
     profiles: Path | None = None,
+    networks: Sequence[str] = ("--net",),
 ) -> Iterator[subprocess.Popen[str]]:
     """The container's process, with both its outputs in one pipe; killed at the end if it still runs.
 
@@ -80,6 +81,8 @@ def started(
         directory: where the volumes are kept that it can write to, each by its name.
         arguments: in place of those of the container.
         profiles: the kubelet's directory of seccomp profiles; it must be in the repository.
+        networks: the options of `unshare` for a network namespace; none: the host's, from where a test's servers are
+            reached.
     """
     container = pod["containers"][0]
     security = container["securityContext"]
@@ -97,9 +100,8 @@ def started(
     inside += [sys.executable, "-m", "tcpio_otel.cli", *arguments]
     steps = ["set -e", *_as_root_of(root, pod, files, directory)]
     steps += [f"exec chroot {root} {shlex.join(inside)}"]
-    enter = (
-        f"echo $$ > {cgroup}/cgroup.procs; exec unshare --mount --net --cgroup bash -c {shlex.quote('; '.join(steps))}"
-    )
+    unshare = ["unshare", "--mount", "--cgroup", *networks, "bash", "-c", "; ".join(steps)]
+    enter = f"echo $$ > {cgroup}/cgroup.procs; exec {shlex.join(unshare)}"
     environment = {"PATH": os.environ["PATH"], **_variables(pod, fields)}
     process = subprocess.Popen(
         ["bash", "-c", enter], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

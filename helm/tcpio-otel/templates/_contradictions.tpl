@@ -82,8 +82,10 @@
 {{- $queues := include "tcpio-otel.bytes" (get $key "capture.queue_memory" | default "256MiB") | int64 -}}
 {{- $queues = add $queues (include "tcpio-otel.bytes" (get $key "capture.ring_memory" | default "16MiB") | int64) -}}
 {{- $queues = add $queues (mul 3 (include "tcpio-otel.bytes" (get $key "export.queue_memory" | default "64MiB") | int64)) -}}
-{{- if le (include "tcpio-otel.bytes" $limit | int64) $queues -}}
-{{- fail (printf "resources.limits.memory (%s) must be more than the queues may hold (%d bytes): config.capture.queue_memory and ring_memory, and three times config.export.queue_memory" $limit $queues) -}}
+{{- $request := include "tcpio-otel.key" (dict "config" .resources "key" "requests.memory") -}}
+{{- $itself := include "tcpio-otel.bytes" ($request | default "0") | int64 -}}
+{{- if lt (include "tcpio-otel.bytes" $limit | int64) (add $queues $itself | int64) -}}
+{{- fail (printf "resources.limits.memory (%s) must hold resources.requests.memory and full queues (%d bytes together): raise it, or lower config.capture.queue_memory or ring_memory, or config.export.queue_memory, of which there are three" $limit (add $queues $itself)) -}}
 {{- end -}}
 {{- end -}}
 {{- range list "commonLabels" "podLabels" "podAnnotations" -}}
