@@ -61,6 +61,7 @@ class Workloads:
         self._numbers: dict[tuple[Place, str], int] = {}  # a container has no program here
         self._used_ns: list[int] = [0]
         self._free: list[int] = []
+        self._found_before: dict[tuple[int, int, bytes], int] = {}  # by cgroups and program, while these mean the same
         self._unplaced: list[_Unplaced] = []
         self._tidied_ns = 0
         self._counts = np.zeros(1, np.int32)
@@ -91,29 +92,38 @@ class Workloads:
             made = batch.records["kind"] == Kind.CGROUP
             if made.any():
                 self._cgroups.learn(pick(batch.records, made), now_ns)
+                self._found_before.clear()
         self._ask(now_ns)
-        for slot in slots:
-            if not self._assign(flows, slot, now_ns):
-                self._unplaced.append(_Unplaced(slot, int(flows["born"][slot]), now_ns + PLACING_NS))
-        if self._cgroups.refresh(now_ns, asked=bool(self._unplaced)) and self._unplaced:
-            self._unplaced = [
-                waiting
-                for waiting in self._unplaced
-                if flows["born"][waiting.slot] == waiting.born
-                and not self._assign(flows, waiting.slot, now_ns)
-                and now_ns < waiting.until_ns
-            ]
+        for slot, born in self._assign(flows, list(slots), now_ns):
+            self._unplaced.append(_Unplaced(slot, born, now_ns + PLACING_NS))
+        if self._cgroups.refresh(now_ns, asked=bool(self._unplaced)):
+            self._found_before.clear()
+            waiting = {one.slot: one for one in self._unplaced if flows["born"][one.slot] == one.born}
+            unplaced = self._assign(flows, list(waiting), now_ns)
+            self._unplaced = [waiting[slot] for slot, _ in unplaced if now_ns < waiting[slot].until_ns]
         if now_ns - self._tidied_ns >= TIDY_NS:
             self._tidy(flows, now_ns)
 
-    def _assign(self, flows: Flows, slot: int, now_ns: int) -> bool:
-        """Find the workload of a slot; false when its cgroup is not known (yet)."""
-        flow = flows[slot]
-        cgroup, cgroup_v1 = int(flow["cgroup"]), int(flow["cgroup_v1"])
-        place = self._cgroups.place(cgroup, cgroup_v1)
-        program = flow["process_name"].decode("utf-8", "replace")
-        flows["workload"][slot] = self._number(place or Place(), program, now_ns)
-        return place is not None or not (cgroup or cgroup_v1)
+    def _assign(self, flows: Flows, slots: list[int], now_ns: int) -> list[tuple[int, int]]:
+        """Find the workloads of slots; returns those whose cgroup is not known (yet), and which life of them it is."""
+        if not slots:
+            return []
+        chosen, numbers, unplaced = flows[slots], [], []
+        owners = zip(*(chosen[name].tolist() for name in ("cgroup", "cgroup_v1", "process_name")), strict=True)
+        for slot, born, owner in zip(slots, chosen["born"].tolist(), owners, strict=True):
+            number = self._found_before.get(owner)
+            if number is None:
+                cgroup, cgroup_v1, name = owner
+                place = self._cgroups.place(cgroup, cgroup_v1)
+                number = self._number(place or Place(), name.decode("utf-8", "replace"), now_ns)
+                if place is None and (cgroup or cgroup_v1):
+                    unplaced.append((slot, born))
+                else:
+                    self._found_before[owner] = number
+            self._used_ns[number] = now_ns
+            numbers.append(number)
+        flows["workload"][slots] = numbers
+        return unplaced
 
     def _number(self, place: Place, program: str, now_ns: int) -> int:
         contained = place.container_id or place.pod_uid
@@ -133,7 +143,6 @@ class Workloads:
             self._numbers[key] = number
             if self._pods is not None and place.pod_uid and not workload.told:
                 self._unknown[number] = now_ns + self._wait_ns
-        self._used_ns[number] = now_ns
         return number
 
     def _told(self, workload: Workload) -> Workload:
@@ -158,6 +167,7 @@ class Workloads:
     def _tidy(self, flows: Flows, now_ns: int) -> None:
         """Give numbers back that no connection has had for a while."""
         self._tidied_ns = now_ns
+        self._found_before.clear()
         for number in np.unique(flows["workload"][flows["born"] != 0]).tolist():
             self._used_ns[number] = now_ns
         for key, number in list(self._numbers.items()):
