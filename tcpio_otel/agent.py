@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tcpio_otel import privileges
 from tcpio_otel.capture.control import ContextSources, Filters
 from tcpio_otel.capture.loaders import Vocabulary
-from tcpio_otel.capture.probe import Probe, cgroup_root
+from tcpio_otel.capture.probe import Probe, cgroup_root, memory_hierarchy
 from tcpio_otel.clock import boot_ns
 from tcpio_otel.config import Config
 from tcpio_otel.errors import EnvironmentFault, UsageError
@@ -218,7 +218,7 @@ def _workloads(config: Config, stack: ExitStack) -> Workloads | None:
     """
     if config.capture_file is not None or not config.attribution.workloads:
         return None
-    from tcpio_otel.attribution.cgroups import Cgroups, Hierarchy, memory_hierarchy
+    from tcpio_otel.attribution.cgroups import Cgroups, Hierarchy
     from tcpio_otel.attribution.workloads import Workloads
 
     roots = {Hierarchy.UNIFIED: config.capture.cgroup or cgroup_root()}

@@ -59,7 +59,6 @@ class Cgroups:
     def __init__(self, roots: Mapping[Hierarchy, Path], now_ns: int) -> None:
         self._roots = roots
         self._known: dict[Key, _Cgroup] = {}
-        self._places: dict[tuple[int, int], Place] = {}  # found since the directories were read
         self._read(now_ns)
 
     def learn(self, made: Records, now_ns: int) -> None:
@@ -68,7 +67,6 @@ class Cgroups:
             made["socket_cookie"].tolist(), made["state"].tolist(), made["cgroup_name"].tolist(), strict=True
         ):
             text = name.decode("utf-8", "replace")
-            self._places.clear()  # an id can come back
             self._known[Hierarchy(hierarchy), ids & _HALF] = _Cgroup(text, ids >> 32, now_ns)
 
     def refresh(self, now_ns: int, *, asked: bool) -> bool:
@@ -84,8 +82,6 @@ class Cgroups:
         Containers count more than units, whichever hierarchy they are found in: on hosts with both, drivers differ in
         which of them they use.
         """
-        if place := self._places.get((cgroup, cgroup_v1)):
-            return place
         found = [
             place_of(names)
             for key in ((Hierarchy.UNIFIED, cgroup), (Hierarchy.MEMORY, cgroup_v1))
@@ -93,9 +89,7 @@ class Cgroups:
         ]
         if not found:
             return None
-        place = max(found, key=lambda place: (bool(place.container_id), bool(place.pod_uid), bool(place.unit)))
-        self._places[cgroup, cgroup_v1] = place
-        return place
+        return max(found, key=lambda place: (bool(place.container_id), bool(place.pod_uid), bool(place.unit)))
 
     def _names(self, key: Key) -> list[str] | None:
         """The directories from the root on; None when one of them is not known."""
@@ -113,7 +107,6 @@ class Cgroups:
 
     def _read(self, now_ns: int) -> None:
         self._read_ns = now_ns
-        self._places.clear()
         for hierarchy, root in self._roots.items():
             try:
                 top = root.stat().st_ino & _HALF
@@ -141,14 +134,3 @@ def _directories(top: Path, number: int) -> Iterator[tuple[str, int, int]]:
             inode = entry.inode() & _HALF
             yield entry.name, inode, parent
             pending.append((entry.path, inode))
-
-
-def memory_hierarchy(mounts: Path = Path("/proc/self/mountinfo")) -> Path | None:
-    """Where cgroup v1's memory controller has a tree of its own; None where it has none."""
-    for line in mounts.read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        root, point = left.split()[3:5]
-        kind, _, options = right.split()[:3]
-        if kind == "cgroup" and root == "/" and "memory" in options.split(","):
-            return Path(point.encode().decode("unicode_escape"))  # mountinfo writes blanks as \040
-    return None

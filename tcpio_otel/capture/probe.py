@@ -6,6 +6,7 @@ This is all that needs privileges. It runs before they are dropped, hence before
 import ctypes
 import mmap
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -19,18 +20,37 @@ SMALLEST_RING_BYTES = 1 << 16
 WAKEUP_SHARE = 4  # a ring filled to one in four wakes the reader; what comes until it runs finds room
 
 
-def cgroup_root(mounts: Path = Path("/proc/self/mountinfo")) -> Path:
+MOUNTS = Path("/proc/self/mountinfo")
+
+
+def cgroup_root(mounts: Path = MOUNTS) -> Path:
     """Where the root of the cgroup v2 tree is mounted.
 
     Raises:
         EnvironmentFault: it is mounted nowhere.
     """
+    for point, kind, _ in _whole_mounts(mounts):
+        if kind == "cgroup2":
+            return point
+    raise EnvironmentFault("no cgroup v2 is mounted: mount -t cgroup2 none /sys/fs/cgroup, or boot with cgroup v2")
+
+
+def memory_hierarchy(mounts: Path = MOUNTS) -> Path | None:
+    """Where cgroup v1's memory controller has a tree of its own; None where it has none."""
+    return next(
+        (point for point, kind, options in _whole_mounts(mounts) if kind == "cgroup" and "memory" in options), None
+    )
+
+
+def _whole_mounts(mounts: Path) -> Iterator[tuple[Path, str, list[str]]]:
+    """What is mounted from its root on: where, of which type, with which options (proc_pid_mountinfo(5))."""
     for line in mounts.read_text().splitlines():
         left, _, right = line.partition(" - ")
         root, point = left.split()[3:5]
-        if right.split()[0] == "cgroup2" and root == "/":
-            return Path(point.encode().decode("unicode_escape"))  # mountinfo writes blanks as \040
-    raise EnvironmentFault("no cgroup v2 is mounted: mount -t cgroup2 none /sys/fs/cgroup, or boot with cgroup v2")
+        kind, *rest = right.split()
+        if root == "/":
+            # mountinfo writes blanks as \040
+            yield Path(point.encode().decode("unicode_escape")), kind, rest[-1].split(",")
 
 
 def ring_bytes(memory_bytes: int, cpus: int) -> int:

@@ -46,6 +46,10 @@ def host_resource(
     return Resource(found, names.SCHEMA_URL)
 
 
+Made = dict[int, tuple[Workload, bytes]]
+"""Encoded Resources by number, and what each number stood for then."""
+
+
 class Resources:
     """The Resource of each workload, by its number; 0 is the agent itself and whatever nobody can name.
 
@@ -57,16 +61,8 @@ class Resources:
     def __init__(self, own: Resource, workload: Callable[[int], Workload]) -> None:
         self._own, self._workload = own, workload
         self._host = {key: value for key, value in own.attributes.items() if not key.startswith(_OF_A_WORKLOAD)}
-        self._made: dict[int, tuple[Workload, bytes, bytes]] = {}
-
-    def _of(self, number: int) -> tuple[Workload, bytes, bytes]:
-        workload = self._workload(number) if number else UNKNOWN
-        made = self._made.get(number)
-        if made is None or made[0] is not workload:
-            found = message(self.resource(number))
-            made = workload, found.SerializeToString(deterministic=True), compact(as_dict(found))
-            self._made[number] = made
-        return made
+        self._protobuf: Made = {}
+        self._json: Made = {}
 
     def resource(self, number: int) -> Resource:
         """As the SDK has it."""
@@ -76,11 +72,18 @@ class Resources:
 
     def protobuf(self, number: int) -> bytes:
         """Serialised."""
-        return self._of(number)[1]
+        return self._encoded(number, self._protobuf, lambda found: found.SerializeToString(deterministic=True))
 
     def json(self, number: int) -> bytes:
         """As OTLP/JSON."""
-        return self._of(number)[2]
+        return self._encoded(number, self._json, lambda found: compact(as_dict(found)))
+
+    def _encoded(self, number: int, made: Made, encode: Callable[[Any], bytes]) -> bytes:
+        workload = self._workload(number) if number else UNKNOWN
+        known = made.get(number)
+        if known is None or known[0] is not workload:
+            known = made[number] = workload, encode(message(self.resource(number)))
+        return known[1]
 
 
 _OF_A_WORKLOAD = ("service.", "process.", "container.", "k8s.pod.", "k8s.container.")

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tcpio_otel.attribution.cgroups import memory_hierarchy
 from tcpio_otel.capture.loaders import WITHOUT
-from tcpio_otel.capture.probe import cgroup_root
+from tcpio_otel.capture.probe import cgroup_root, memory_hierarchy
 from tests.kernel.cgroups import (
     CLASSES,
     MEMBER,

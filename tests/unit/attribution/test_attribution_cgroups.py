@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from tcpio_otel.attribution.cgroups import LOOK_NS, REFRESH_NS, REMEMBERED_NS, Cgroups, Hierarchy, memory_hierarchy
+from tcpio_otel.attribution.cgroups import LOOK_NS, REFRESH_NS, REMEMBERED_NS, Cgroups, Hierarchy
 from tcpio_otel.attribution.naming import Place
 from tcpio_otel.batch import RECORD, Kind
 
@@ -90,20 +89,3 @@ def test_a_circle_of_records_has_no_end_and_no_place(tmp_path: Path) -> None:
     record["socket_cookie"] = [1001 << 32 | 1002, 1002 << 32 | 1001]
     cgroups.learn(record, 0)
     assert cgroups.place(1001, 0) is None
-
-
-@pytest.mark.parametrize(
-    ("line", "found"),
-    [
-        ("35 29 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory", Path("/sys/fs/cgroup/memory")),
-        (r"35 29 0:31 / /host\040cgroups/memory ro - cgroup none rw,memory", Path("/host cgroups/memory")),
-        ("35 29 0:31 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids", None),
-        ("35 29 0:31 /docker/x /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory", None),
-        ("35 29 0:31 / /sys/fs/cgroup rw - cgroup2 cgroup rw,memory_recursiveprot", None),
-    ],
-)
-def test_the_memory_controllers_own_tree_is_found(tmp_path: Path, line: str, found: Path | None) -> None:
-    """Where it is mounted from its root on."""
-    mounts = tmp_path / "mountinfo"
-    mounts.write_text("20 1 0:5 / /proc rw - proc proc rw\n" + line + "\n")
-    assert memory_hierarchy(mounts) == found

@@ -116,3 +116,20 @@ def test_a_missing_library_is_one_clear_line() -> None:
     """A host without libbpf is told which package to install."""
     with pytest.raises(EnvironmentFault, match=r"cannot load libbpf\.so\.0\.none: .*libbpf1"):
         Library("libbpf.so.0.none")
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("35 29 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory", Path("/sys/fs/cgroup/memory")),
+        (r"35 29 0:31 / /host\040cgroups/memory ro - cgroup none rw,memory", Path("/host cgroups/memory")),
+        ("35 29 0:31 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids", None),
+        ("35 29 0:31 /docker/x /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory", None),
+        ("35 29 0:31 / /sys/fs/cgroup rw - cgroup2 cgroup rw,memory_recursiveprot", None),
+    ],
+)
+def test_the_memory_controllers_own_tree_is_found(tmp_path: Path, line: str, found: Path | None) -> None:
+    """Where it is mounted from its root on."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("20 1 0:5 / /proc rw - proc proc rw\n" + line + "\n")
+    assert probe.memory_hierarchy(mounts) == found
