@@ -3,11 +3,9 @@
 import pytest
 
 from tests.integration.collector import build
+from tests.peers.go import or_skip
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _collector_is_built() -> None:
-    try:
-        build()
-    except LookupError as reason:
-        pytest.skip(str(reason))
+    or_skip(build)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.peers import helm as peer
+from tests.peers.go import or_skip
 from tests.peers.kubernetes import ControlPlane, build, control_plane
 
 CHART = Path(__file__).parents[2] / "helm" / "tcpio-otel"
@@ -43,18 +44,12 @@ class Helm:
 
 @pytest.fixture(scope="module")
 def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
-    try:
-        return Helm(peer.environment(tmp_path_factory.mktemp("helm")))
-    except LookupError as reason:
-        pytest.skip(str(reason))
+    return or_skip(lambda: Helm(peer.environment(tmp_path_factory.mktemp("helm"))))
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    try:
-        build()
-    except LookupError as reason:
-        pytest.skip(str(reason))
+    or_skip(build)
     with control_plane(tmp_path_factory.mktemp("cluster")) as running:
         privileged = {"pod-security.kubernetes.io/enforce": "privileged"}
         running.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE, "labels": privileged}})

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from urllib3.exceptions import HTTPError
 
+from tests.peers.go import or_skip
 from tests.peers.kubernetes import ControlPlane, build, control_plane
 
 PODS = "/api/v1/namespaces/default/pods"
@@ -18,10 +19,7 @@ PODS = "/api/v1/namespaces/default/pods"
 
 @pytest.fixture(scope="module", autouse=True)
 def _control_plane_is_built() -> None:
-    try:
-        build()
-    except LookupError as reason:
-        pytest.skip(str(reason))
+    or_skip(build)
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from tests.kernel.cgroups import (
     said,
 )
 from tests.kernel.harness import agent, new_namespace
+from tests.peers.go import or_skip
 from tests.peers.kubernetes import ControlPlane, build, control_plane
 
 SHOWN = Path(__file__).parents[2] / "config" / "collector" / "kubernetes.yaml"
@@ -39,10 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """An API server."""
     if missing := privileges.missing_to_load():
         pytest.skip(f"needs {', '.join(f'CAP_{name.name}' for name in missing)}: run the tests as root")
-    try:
-        build()
-    except LookupError as reason:
-        pytest.skip(str(reason))
+    or_skip(build)
     with control_plane(tmp_path_factory.mktemp("cluster")) as made:
         yield made
 

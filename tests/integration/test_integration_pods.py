@@ -15,6 +15,7 @@ import pytest
 from tcpio_otel.attribution.kubernetes import NodePods, connected
 from tcpio_otel.attribution.pods import Wanted, attributes_of
 from tcpio_otel.errors import EnvironmentFault
+from tests.peers.go import or_skip
 from tests.peers.kubernetes import ControlPlane, build, control_plane
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
@@ -23,10 +24,7 @@ LABELS = Wanted(labels=["tier"])
 
 @pytest.fixture(scope="module", autouse=True)
 def _control_plane_is_built() -> None:
-    try:
-        build()
-    except LookupError as reason:
-        pytest.skip(str(reason))
+    or_skip(build)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ import yaml
 from tcpio_otel.capture.libbpf import Library
 from tcpio_otel.capture.probe import cgroup_root
 from tests.peers import helm as peer
+from tests.peers.go import or_skip
 from tests.peers.kubernetes import build, control_plane
 from tests.peers.pod import started
 
@@ -33,10 +34,7 @@ Start = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 @pytest.fixture(scope="module")
 def helm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which Helm is found."""
-    try:
-        return peer.environment(tmp_path_factory.mktemp("helm"))
-    except LookupError as reason:
-        pytest.skip(str(reason))
+    return or_skip(lambda: peer.environment(tmp_path_factory.mktemp("helm")))
 
 
 def render(helm: dict[str, str], *settings: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -207,10 +205,7 @@ def test_published_contexts(helm: dict[str, str], tmp_path: Path) -> None:
 
 def test_pods_are_watched(helm: dict[str, str], tmp_path: Path) -> None:
     """With the service account of the chart the agent watches its node's pods, and keeps their names in its volume."""
-    try:
-        build()
-    except LookupError as reason:
-        pytest.skip(str(reason))
+    or_skip(build)
     (tmp_path / "cluster").mkdir()
     with control_plane(tmp_path / "cluster") as cluster:
         for node in ("node-a", "node-b"):

@@ -25,6 +25,7 @@ from tests.kernel.cgroups import (
     running,
 )
 from tests.kernel.harness import Agent, Namespace, agent, wait_for
+from tests.peers.go import or_skip
 from tests.peers.kubernetes import ControlPlane, build, control_plane
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
@@ -39,10 +40,7 @@ RUNTIMES = [runtime for runtime in NAMES if runtime]
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[ControlPlane]:
     """An API server in which the agent's account may list and watch pods, and nothing else."""
-    try:
-        build()
-    except LookupError as reason:
-        pytest.skip(str(reason))
+    or_skip(build)
     (tmp_path / "cluster").mkdir()
     with control_plane(tmp_path / "cluster") as made:
         metadata = {"metadata": {"name": ACCOUNT}}

@@ -5,11 +5,23 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pytest
 
 from tests.integration.collector import CACHE
+
+Made = TypeVar("Made")
+
+
+def or_skip(build: Callable[[], Made]) -> Made:
+    """What a peer's builder makes; where it cannot be built, the test that needs it is skipped and says why."""
+    try:
+        return build()
+    except LookupError as reason:
+        pytest.skip(str(reason))
 
 
 def programs(

@@ -1,12 +1,12 @@
 """The files that are generated from the configuration's dataclasses."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from tcpio_otel.config import LEAVES, VARIABLES, Config, load
+from tests.generators import generator
 
 ROOT = Path(__file__).parents[3]
 
@@ -14,12 +14,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def generate() -> ModuleType:
     """The generator."""
-    specification = importlib.util.spec_from_file_location("generate", ROOT / "config" / "generate.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return generator("generate")
 
 
 def test_generated_files_are_up_to_date(generate: ModuleType) -> None:

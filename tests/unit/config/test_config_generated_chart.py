@@ -1,6 +1,5 @@
 """The chart's files that are generated, and what it repeats of the agent."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +9,7 @@ import yaml
 from tcpio_otel import __version__
 from tcpio_otel.config import LEAVES, default
 from tcpio_otel.config_values import show
+from tests.generators import generator
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "helm" / "tcpio-otel"
@@ -18,12 +18,7 @@ CHART = ROOT / "helm" / "tcpio-otel"
 @pytest.fixture(scope="module")
 def generate() -> ModuleType:
     """The generator."""
-    specification = importlib.util.spec_from_file_location("generate_chart", ROOT / "config" / "generate_chart.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return generator("generate_chart")
 
 
 def test_generated_files_are_up_to_date(generate: ModuleType) -> None:
