@@ -30,6 +30,10 @@ _NAMED_AFTER = (
 """Of these the first that is known is a workload's `service.name`, when nobody gave it one."""
 
 
+Item = Mapping[str, Any]
+"""An object of the API, as JSON has it."""
+
+
 class Container(NamedTuple):
     """A container of a pod: its name in the pod's specification, how often it was started again, its image."""
 
@@ -62,7 +66,7 @@ class Wanted:
     service_labels: bool = False
 
 
-def pod_of(item: Mapping[str, Any], wanted: Wanted) -> Pod:
+def pod_of(item: Item, wanted: Wanted) -> Pod:
     """A pod of the API (core/v1 Pod, as JSON)."""
     metadata, status = item["metadata"], item.get("status", {})
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}

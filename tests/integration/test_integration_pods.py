@@ -129,10 +129,10 @@ def test_a_server_that_restarts_costs_nothing(
         cluster.compact()
         soon(lambda: tier(pods, second) == "a")
         assert pods.fault == ""
-    said = [record.getMessage() for record in caplog.records if record.name.endswith("kubernetes")]
+    said = [record.getMessage() for record in caplog.records if record.name.endswith("watch")]
     assert [turn for turn, _ in groupby(message.split(":")[0] for message in said)] == [
         f"watching the pods of node {node}",
-        "pods are not up to date; the API server",
+        f"the pods of node {node} are not up to date; the API server",
         f"watching the pods of node {node}",
     ]
 
@@ -142,7 +142,7 @@ def test_a_history_that_is_gone_is_begun_anew(cluster: ControlPlane, node: str, 
     first = create(cluster, node, f"{node}-first", tier="a")
     with watching(cluster, node, tmp_path) as pods:
         soon(lambda: tier(pods, first) == "a")
-        pods._position = "1"
+        pods._watch._position = "1"
         second = create(cluster, node, f"{node}-second", tier="a")
         cluster.compact()
         cluster.restart()  # ends the watch, and the next one asks for what is gone
@@ -214,7 +214,7 @@ def test_pods_are_kept_across_restarts(cluster: ControlPlane, node: str, tmp_pat
         assert pods.fault.startswith("401")
         assert tier(pods, uid) == "a"
     with watching(cluster, f"{node}-other", tmp_path, cache=cache) as pods:
-        soon(lambda: pods._position)
+        soon(lambda: pods._watch._position)
         assert pods[uid] is None
 
 
