@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from socket import socket
 from typing import IO, TYPE_CHECKING, Any
 
 from tcpio_otel import privileges
+from tcpio_otel.attribution.conntrack import listen
 from tcpio_otel.capture.control import ContextSources, Filters
 from tcpio_otel.capture.loaders import Vocabulary
 from tcpio_otel.capture.probe import Probe, cgroup_root, memory_hierarchy
@@ -28,6 +30,7 @@ from tcpio_otel.ledger import Ledger
 from tcpio_otel.memory import GiveBack, share_one_heap
 
 if TYPE_CHECKING:
+    from tcpio_otel.attribution.peers import Peers
     from tcpio_otel.attribution.workloads import Workloads
     from tcpio_otel.batch import Batch
     from tcpio_otel.outputs import Outputs
@@ -144,17 +147,23 @@ def run(config: Config, terminal: IO[str]) -> int:
             it had yielded was exported.
     """
     ledger, stop = Ledger(), Stop(config.duration)
+    heard: list[socket] = []
+
+    def prepare() -> None:
+        _make_directory(config)
+        heard.extend(_listen_to_nat(config))
+
     share_one_heap()
     with (
         stop.on_signals(),
-        opened(config, ledger, lambda: _make_directory(config), _contexts(config)) as (source, vocabulary),
+        opened(config, ledger, prepare, _contexts(config)) as (source, vocabulary),
         ExitStack() as stack,
     ):
         from tcpio_otel.outputs import Outputs
 
-        workloads = _workloads(config, stack)
-        outputs = Outputs(config, vocabulary, ledger, boot_ns, workloads)
-        pipeline = _pipeline(config, ledger, vocabulary, outputs, source, workloads)
+        workloads, peers = _attribution(config, heard, stack)
+        outputs = Outputs(config, vocabulary, ledger, boot_ns, workloads, peers)
+        pipeline = _pipeline(config, ledger, vocabulary, outputs, source, workloads, peers)
         view = _View(config, terminal, ledger, pipeline, outputs, source)
         give_back = GiveBack(outputs.packet_encoder.forget)
         fault: BaseException | None = None
@@ -210,14 +219,27 @@ def _context_table(config: Config) -> Any:
     return ContextTable(quiet_ns=int(wanted.quiet * 1e9), late=late)
 
 
-def _workloads(config: Config, stack: ExitStack) -> Workloads | None:
-    """Whose connections are; None where nobody asks, or nothing tells. `stack` ends the watch of pods.
+def _listen_to_nat(config: Config) -> list[socket]:
+    """What hears of connections that are translated, where that is wanted and the kernel tells; it takes privileges."""
+    if not config.kubernetes.backends or config.capture_file is not None:
+        return []
+    try:
+        return [listen()]
+    except EnvironmentFault as fault:
+        logger.warning("nobody will tell which pods are behind Services: %s", fault)
+        return []
+
+
+def _attribution(config: Config, heard: list[socket], stack: ExitStack) -> tuple[Workloads | None, Peers | None]:
+    """Whose connections are, and who is at their other ends; None where nobody asks, or nothing tells.
+
+    `heard` tells of translated connections; `stack` ends what watches.
 
     Raises:
         EnvironmentFault: it is not said how to reach the API server.
     """
     if config.capture_file is not None or not config.attribution.workloads:
-        return None
+        return None, None
     from tcpio_otel.attribution.cgroups import Cgroups, Hierarchy
     from tcpio_otel.attribution.workloads import Workloads
 
@@ -226,22 +248,28 @@ def _workloads(config: Config, stack: ExitStack) -> Workloads | None:
         roots[Hierarchy.MEMORY] = memory
     cgroups, wanted = Cgroups(roots, boot_ns()), config.kubernetes
     if not wanted.enabled:
-        return Workloads(cgroups)
+        return Workloads(cgroups), None
     try:
+        from tcpio_otel.attribution.cluster import Cluster
         from tcpio_otel.attribution.kubernetes import NodePods, connected
     except ImportError as error:
         raise EnvironmentFault(
             f"kubernetes.enabled needs the official client ({error}): install tcpio-otel[kubernetes]"
         ) from None
+    from tcpio_otel.attribution.peers import Peers
     from tcpio_otel.attribution.pods import Wanted
+    from tcpio_otel.attribution.translations import Translations
 
-    pods = NodePods(
-        connected(wanted.kubeconfig),
-        wanted.node_name or "",
-        Wanted(wanted.labels, wanted.annotations, wanted.service_labels),
-        cache=wanted.cache,
-    )
-    return Workloads(cgroups, stack.enter_context(pods), int(wanted.wait * 1e9))
+    client, wait_ns = connected(wanted.kubeconfig), int(wanted.wait * 1e9)
+    attributes = Wanted(wanted.labels, wanted.annotations, wanted.service_labels)
+    peers, others = None, []
+    if wanted.peers:
+        cluster = stack.enter_context(Cluster(client, wanted.peers, attributes))
+        translations = [stack.enter_context(Translations(each)) for each in heard]
+        peers = Peers(cluster.addresses, translations[0] if translations else None, wait_ns)
+        others.append(cluster.own_pods)
+    pods = NodePods(client, wanted.node_name or "", attributes, cache=wanted.cache, others=others)
+    return Workloads(cgroups, stack.enter_context(pods), wait_ns), peers
 
 
 def _contexts(config: Config) -> ContextSources:
@@ -271,6 +299,7 @@ def _pipeline(
     outputs: Outputs,
     source: Source,
     workloads: Workloads | None,
+    peers: Peers | None,
 ) -> Pipeline:
     from tcpio_otel.pipeline import Pipeline
 
@@ -278,6 +307,8 @@ def _pipeline(
         ledger=ledger,
         contexts=_context_table(config),
         workloads=workloads,
+        peers=peers,
+        peer_names=outputs.peer_names,
         connections=_table(config, vocabulary, float(config.connections.summary_interval)),
         packet_encoder=outputs.packet_encoder,
         encode_spans=outputs.encode_spans,

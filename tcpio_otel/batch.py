@@ -182,6 +182,7 @@ FLOW = np.dtype(
         ("cgroup", "<u4"),
         ("cgroup_v1", "<u4"),
         ("workload", "<i4"),
+        ("peer", "<i4"),
         ("process_name", "S16"),
     ],
     align=True,
@@ -191,7 +192,8 @@ FLOW = np.dtype(
 `version` is unique over slots and rises with every change of the rest, so that a consumer knows when its own copy is
 stale; `born` is unique over connections, and 0 where there is none; the ids are zero until `identified`; `server` says
 whether this end was connected to. The process and its cgroups are those that a record named last; `workload` is the
-number of what they belong to, which attribution adds; 0: the agent's own host, and no more is known.
+number of what they belong to, which attribution adds; 0: the agent's own host, and no more is known. `peer` is the
+number of what is known of the other end, likewise; 0: nothing.
 """
 
 
@@ -224,12 +226,24 @@ class Batch:
         return self.records if self.is_packet.all() else pick(self.records, self.is_packet)
 
 
+class Endpoint(NamedTuple):
+    """An address (16 bytes, network order, IPv4 as ::ffff:a.b.c.d) and a port."""
+
+    address: bytes
+    port: int
+
+
+Names = tuple[tuple[str, str | int], ...]
+"""Attributes, by name."""
+
+
 class Birth(NamedTuple):
-    """A slot that a new connection has taken: its namespace, its local port, and whether it was connected to."""
+    """A slot that a new connection has taken: its namespace, its ends, and whether it was connected to."""
 
     slot: int
     netns: int
-    port: int
+    local: Endpoint
+    peer: Endpoint
     accepted: bool
 
 
@@ -254,6 +268,13 @@ class Contexts:
     def part(self, rows: slice) -> "Contexts":
         """Those of some packets, side by side."""
         return replace(self, numbers=self.numbers[rows], spans=self.spans[rows])
+
+    def kept(self) -> "Contexts":
+        """The same by themselves: rows of `ids` are others' sooner or later."""
+        distinct, inverse = np.unique(
+            np.concatenate([np.arange(FIRST_CONTEXT), self.numbers]), return_inverse=True
+        )  # so that the first ones stay what they are
+        return replace(self, numbers=inverse[FIRST_CONTEXT:].astype(np.int64), ids=self.ids[distinct])
 
     def where(self, mask: NDArray[np.bool_] | NDArray[np.int64]) -> "Contexts":
         """Those of some packets."""

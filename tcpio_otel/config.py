@@ -128,6 +128,15 @@ class Attribution:
     )
 
 
+class ClusterObjects(StrEnum):
+    """Objects of a Kubernetes cluster that tell what addresses mean, by the API's names."""
+
+    SERVICES = "services"
+    ENDPOINT_SLICES = "endpointslices"
+    NODES = "nodes"
+    PODS = "pods"
+
+
 @dataclass(frozen=True)
 class Kubernetes:
     """What the API server knows of this node's pods."""
@@ -147,6 +156,14 @@ class Kubernetes:
     labels: tuple[str, ...] = key("labels of pods that become attributes k8s.pod.label.*", ())
     annotations: tuple[str, ...] = key("annotations of pods that become attributes k8s.pod.annotation.*", ())
     service_labels: bool = key("take service.name and service.version from app.kubernetes.io/* labels", False)
+    peers: tuple[ClusterObjects, ...] = key(
+        "objects of the whole cluster to watch, to say of each peer what it is: services, endpointslices, nodes, pods",
+        (),
+    )
+    backends: bool = key(
+        "say which pod is behind a Service's address, by connections that this network namespace translates (NAT)",
+        False,
+    )
 
 
 @dataclass(frozen=True)
@@ -510,6 +527,8 @@ def _check(config: Config) -> None:
         raise UsageError("kubernetes.enabled needs kubernetes.node_name (in a pod: spec.nodeName, by the downward API)")
     if config.kubernetes.enabled and not config.attribution.workloads:
         raise UsageError("kubernetes.enabled says of workloads which pods they are: it needs attribution.workloads")
+    if config.kubernetes.enabled and config.kubernetes.backends and not config.kubernetes.peers:
+        raise UsageError("kubernetes.backends says who is behind addresses: it needs kubernetes.peers (services, say)")
     if config.file.directory and receivers:
         raise UsageError("file.directory and export.endpoint are both set: the ledger counts a packet once; choose one")
     for settings in receivers:
@@ -551,7 +570,9 @@ def schema() -> dict[str, Any]:
         if leaf.type is None:
             shape: dict[str, Any] = {"type": ["object", "null"], "additionalProperties": scalar}
         elif leaf.many:
-            shape = {"type": ["array", "null"], "items": scalar}
+            enum = isinstance(leaf.type, type) and issubclass(leaf.type, StrEnum)
+            one = {"enum": [*leaf.type]} if enum else scalar
+            shape = {"type": ["array", "null"], "items": one}
         elif issubclass(leaf.type, StrEnum):
             shape = {"enum": [*leaf.type, None]}
         elif leaf.type is int:

@@ -8,6 +8,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.sdk.resources import Resource
 
 from tcpio_otel.attribution.naming import UNKNOWN
+from tcpio_otel.attribution.peers import Peers
 from tcpio_otel.attribution.workloads import Workloads
 from tcpio_otel.capture.loaders import Vocabulary
 from tcpio_otel.clock import Nanoseconds
@@ -18,9 +19,11 @@ from tcpio_otel.encoding import names, proto_json
 from tcpio_otel.encoding.metrics import ExportCounts
 from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
 from tcpio_otel.encoding.packet_json import PacketJsonEncoder
+from tcpio_otel.encoding.peer import peer_names
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
 from tcpio_otel.encoding.requests import Links, request_log, request_log_json
 from tcpio_otel.encoding.resource import Resources, host_resource
+from tcpio_otel.encoding.rows import PeerNames, nobody
 from tcpio_otel.encoding.spans import SCOPE, SpanEncoder, SpanJsonEncoder, items
 from tcpio_otel.errors import EnvironmentFault
 from tcpio_otel.export.batcher import Batcher
@@ -94,6 +97,7 @@ class Outputs:
     """What the configuration makes of the three signals.
 
     Attributes:
+        peer_names: says what is known of a peer, by its number, as attributes.
         packet_encoder: turns packet records into items of the logs signal.
         encode_spans: turns ended connections, and what each has served, into items of the traces signal.
         encode_summaries: turns open connections, and the Unix time of now, into items of the logs signal.
@@ -114,6 +118,7 @@ class Outputs:
         ledger: Ledger,
         clock: Nanoseconds,
         workloads: Workloads | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self._config, self._clock = config, clock
         self._ready = workloads.ready if workloads else always
@@ -123,9 +128,9 @@ class Outputs:
         self.exports = Exports(ledger)
         self._senders: list[Sender] = []
         as_json = self._json(Signal.LOGS)
-        self.packet_encoder: PacketEncoder = (
-            PacketJsonEncoder(vocabulary.drop_reasons) if as_json else PacketLogEncoder(vocabulary.drop_reasons)
-        )
+        self.peer_names: PeerNames = (lambda number: peer_names(peers[number])) if peers else nobody
+        encode_packets = PacketJsonEncoder if as_json else PacketLogEncoder
+        self.packet_encoder: PacketEncoder = encode_packets(vocabulary.drop_reasons, self.peer_names)
         self.encode_spans: Callable[[list[Connection], list[Links]], Items] = self._connection_encoder(
             Signal.TRACES
         ).encode

@@ -7,11 +7,12 @@ here: they do not import one another.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tcpio_otel.attribution.peers import Peers
 from tcpio_otel.attribution.workloads import Workloads
 from tcpio_otel.batch import RAW, RECORD, Batch, Contexts, Packets, pick
 from tcpio_otel.clock import Nanoseconds
@@ -20,6 +21,7 @@ from tcpio_otel.connections.table import ConnectionTable
 from tcpio_otel.correlation.contexts import ContextTable
 from tcpio_otel.correlation.events import Request as ServedRequest
 from tcpio_otel.encoding.requests import Links
+from tcpio_otel.encoding.rows import PeerNames
 from tcpio_otel.export.batcher import Batcher
 from tcpio_otel.export.sender import Sender
 from tcpio_otel.ledger import Ledger
@@ -32,7 +34,23 @@ HELD_RECORDS_LIMIT = 1 << 16
 """Packet records whose logs may wait for a handshake to complete, or for a context; beyond it the oldest go without."""
 
 
-Found = TypeVar("Found", Connection, ServedRequest)
+class _OfSlot(Protocol):
+    @property
+    def slot(self) -> int: ...
+
+
+Found = TypeVar("Found", bound=_OfSlot)
+
+
+class _Ended(NamedTuple):
+    """A connection that has ended, and what it has served."""
+
+    connection: Connection
+    served: Links
+
+    @property
+    def slot(self) -> int:
+        return self.connection.slot
 
 
 class Source(Protocol):
@@ -136,6 +154,8 @@ class Pipeline:
         connections: ConnectionTable,
         contexts: ContextTable | None,
         workloads: Workloads | None,
+        peers: Peers | None,
+        peer_names: PeerNames,
         packet_encoder: PacketEncoder,
         encode_spans: Callable[[list[Connection], list[Links]], Items],
         encode_requests: Callable[[list[tuple[ServedRequest, Ends | None]], int], Items],
@@ -149,7 +169,7 @@ class Pipeline:
         paced: bool,
     ) -> None:
         self._ledger, self._connections, self._contexts = ledger, connections, contexts
-        self._workloads = workloads
+        self._workloads, self._peers, self._peer_names = workloads, peers, peer_names
         self._packet_encoder, self._encode_spans = packet_encoder, encode_spans
         self._encode_summaries, self._encode_requests = encode_summaries, encode_requests
         self._context_wait_ns = context_wait_ns
@@ -157,8 +177,10 @@ class Pipeline:
         self._clock, self._handshake_wait_ns, self._paced = clock, handshake_wait_ns, paced
         self._held: deque[_Held] = deque()  # for the ids of their connection
         self._undecided: list[_Held] = []  # for their context
+        self._nameless: list[tuple[_Held, Contexts | None]] = []  # for who their peer is
+        self._late_spans: list[_Ended] = []  # likewise
         self._context_unknown = 0
-        self._held_rows = self._unix_offset_ns = 0
+        self._held_rows = self._nameless_rows = self._unix_offset_ns = 0
         self.progress = Progress()
 
     @property
@@ -176,6 +198,10 @@ class Pipeline:
         self._unix_offset_ns = batch.unix_offset_ns
         slots, ended = self._connections.update(batch)
         self._attribute(batch)
+        if self._peers:
+            table = self._connections
+            self._peers.assign(batch, table.flows, slots, table.births, table.renew)
+            self._name()
         packets = batch.packets
         self.progress.packets += len(packets)
         self.progress.payload_bytes += int(packets["payload_bytes"].sum())
@@ -262,6 +288,30 @@ class Pipeline:
                 self._hold(rows.where(waiting))
 
     def _encode(self, rows: _Held, contexts: Contexts | None) -> None:
+        """Encode packets, but for those whose peer may soon be known."""
+        waiting = self._unnamed(rows.slots)
+        if waiting is None:
+            self._encode_now(rows, contexts)
+            return
+        late = rows.where(waiting)
+        self._connections.hold(late.slots)
+        self._nameless.append((late, contexts.where(waiting).kept() if contexts else None))
+        self._nameless_rows += len(late)
+        self._encode_now(rows.where(~waiting), contexts.where(~waiting) if contexts else None)
+
+    def _unnamed(self, slots: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Which of slots wait for who their peer is (bool, shape of `slots`); None: none does."""
+        waiting = self._peers.waiting(slots) if self._peers and self._nameless_rows <= HELD_RECORDS_LIMIT else None
+        return waiting if waiting is not None and waiting.any() else None
+
+    def _name(self) -> None:
+        """Let go of what has waited for who its peer is."""
+        late, self._nameless, self._nameless_rows = self._nameless, [], 0
+        for rows, contexts in late:
+            self._connections.release(rows.slots)
+            self._encode(rows, contexts)
+
+    def _encode_now(self, rows: _Held, contexts: Contexts | None) -> None:
         if not len(rows):
             return
         if self._logs is None:
@@ -279,16 +329,32 @@ class Pipeline:
         """Connections or requests, some at a time, those of one workload side by side; with their groups."""
         for start in range(0, len(found), AT_ONCE):
             some = list(found[start : start + AT_ONCE])
-            order, groups = self._arrange(np.array([each.slot for each in some], np.int64))
+            order, groups = self._arrange(_slots(some))
             yield some if order is None else [some[place] for place in order.tolist()], groups
 
     def _span(self, ended: list[Connection]) -> None:
+        """Encode what has ended, but for those of which the peer may soon be known."""
         self.progress.spans += len(ended)
-        for some, groups in self._chunks(ended):
-            served = [self._served(connection.slot) for connection in some]
+        fresh = [_Ended(connection, self._served(connection.slot)) for connection in ended]
+        found, self._late_spans = [*self._late_spans, *fresh], []
+        self._connections.release(_slots(found[: len(found) - len(fresh)]))
+        waiting = self._unnamed(_slots(found))
+        if waiting is not None:
+            self._late_spans = [each for each, waits in zip(found, waiting.tolist(), strict=True) if waits]
+            self._connections.hold(_slots(self._late_spans))
+            found = [each for each, waits in zip(found, waiting.tolist(), strict=True) if not waits]
+        for some, groups in self._chunks(found):
             if self._traces:
-                items = replace(self._encode_spans(some, served), groups=groups)
+                named = self._named([each.connection for each in some])
+                items = replace(self._encode_spans(named, [each.served for each in some]), groups=groups)
                 self._traces.add(items, self._clock(), block=self._paced)
+
+    def _named(self, found: list[Connection]) -> list[Connection]:
+        """The same with what is known of their peers by now."""
+        if not self._peers:
+            return found
+        numbers = self._connections.flows["peer"][_slots(found)].tolist()
+        return [replace(each, peer_names=self._peer_names(number)) for each, number in zip(found, numbers, strict=True)]
 
     def _served(self, slot: int) -> Links:
         return Links(*self._contexts.end(slot, self._unix_offset_ns)) if self._contexts else Links()
@@ -297,19 +363,28 @@ class Pipeline:
         """Send the figures of requests that are over."""
         for some, groups in self._chunks(self._contexts.take_requests() if self._contexts else []):
             if self._summaries:
-                ends = [(request, self._connections.ends(request.slot)) for request in some]
+                ends = [(request, self._ends(request.slot)) for request in some]
                 items = replace(self._encode_requests(ends, observed_ns), groups=groups)
                 self._summaries.add(items, self._clock(), block=self._paced)
+
+    def _ends(self, slot: int) -> Ends | None:
+        ends = self._connections.ends(slot)
+        if ends and self._peers:
+            return replace(ends, peer_names=self._peer_names(int(self._connections.flows["peer"][slot])))
+        return ends
 
     def _summarize(self, observed_ns: int) -> None:
         for some, groups in self._chunks(self._connections.take_summaries()):
             if self._summaries:
-                items = replace(self._encode_summaries(some, observed_ns), groups=groups)
+                items = replace(self._encode_summaries(self._named(some), observed_ns), groups=groups)
                 self._summaries.add(items, self._clock(), block=self._paced)
 
     def finish(self, now_ns: int, snapshot: NDArray[np.void] | None) -> None:
         """The source has said all: end open connections, encode what is held, queue everything."""
         ended = self._connections.close(now_ns, snapshot)
+        if self._peers:
+            self._peers.give_up(self._connections.flows)
+            self._name()
         self._attribute(Batch(np.empty(0, RECORD), self._unix_offset_ns, 0, now_ns))
         self._release(now_ns, everything=True)
         for rows in self._undecided:
@@ -321,3 +396,7 @@ class Pipeline:
         for output in (self._logs, self._summaries, self._traces):
             if output:
                 output.flush()
+
+
+def _slots(found: Sequence[_OfSlot]) -> NDArray[np.int64]:
+    return np.array([each.slot for each in found], np.int64)

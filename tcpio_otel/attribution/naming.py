@@ -7,7 +7,10 @@ cri-dockerd, Podman, systemd (systemd.unit(5)). Pure: names in, a place out.
 
 import re
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import NamedTuple
+
+from tcpio_otel.batch import Endpoint
 
 _CONTAINER = re.compile(r"(?:(?P<prefix>[a-z][a-z_-]*?)-)?(?P<id>[0-9a-f]{64})(?:\.scope)?")
 _POD = re.compile(
@@ -58,6 +61,33 @@ class Workload(NamedTuple):
 
 
 UNKNOWN = Workload(Place(), "")
+
+
+class Kind(StrEnum):
+    """What an address is: `tcp.peer.kind`."""
+
+    POD = "pod"
+    SERVICE = "service"
+    NODE = "node"
+    EXTERNAL = "external"
+
+
+class Meaning(NamedTuple):
+    """What an address stands for: attributes as the thing's own Resource would have them."""
+
+    kind: Kind
+    attributes: tuple[tuple[str, str], ...] = ()
+
+
+class Known(NamedTuple):
+    """What is known of a peer: what its address means; who really answers, if another; and what that means."""
+
+    meaning: Meaning | None = None
+    real: Endpoint | None = None
+    behind: Meaning | None = None
+
+
+NOTHING = Known()
 
 
 def place_of(names: Sequence[str]) -> Place:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel.connections.events import Endpoint, Start
+from tcpio_otel.batch import Endpoint
+from tcpio_otel.connections.events import Start
 from tcpio_otel.connections.identity import Identity
 from tcpio_otel.connections.lifecycle import Life
 

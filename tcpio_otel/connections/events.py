@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tcpio_otel.batch import Endpoint, Names
+
 
 class Role(StrEnum):
     """Which end of the connection this is: the one that sent the first SYN, the other, or not known."""
@@ -40,14 +42,6 @@ class CloseReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """An address (16 bytes, network order, IPv4 as ::ffff:a.b.c.d) and a port."""
-
-    address: bytes
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
 class Milestone:
     """Something that happened to a connection: becomes a span event. `time_ns` is Unix time."""
 
@@ -64,7 +58,8 @@ class Connection:
     `trace_id`, `span_id` and `parent_span_id` are 16, 8 and 8 bytes (parent empty: a root span). Bytes are payload
     that the socket sent and had acknowledged or received in order, without retransmits; `kernel_totals` says
     whether all totals come from the kernel's `tcp_sock`, or some from adding up records. `slot` is the table's, and
-    good until its next `update`; the initial sequence numbers are None where they are not known.
+    good until its next `update`; the initial sequence numbers are None where they are not known. `peer_names` are
+    attributes that say who the peer is, which attribution adds.
     """
 
     local: Endpoint
@@ -98,11 +93,12 @@ class Connection:
     slot: int = -1
     local_isn: int | None = None
     peer_isn: int | None = None
+    peer_names: Names = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Which connection something is about; initial sequence numbers are None where they are not known."""
+    """Which connection something is about; the rest is as in `Connection`."""
 
     local: Endpoint
     peer: Endpoint
@@ -111,3 +107,4 @@ class Ends:
     peer_isn: int | None
     pid: int
     process_name: str
+    peer_names: Names = ()

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel import native
-from tcpio_otel.batch import FLOW, RECORD, Batch, Birth, Direction, Flag, Kind, Mark, State, pick
+from tcpio_otel.batch import FLOW, RECORD, Batch, Birth, Direction, Endpoint, Flag, Kind, Mark, State, pick
 from tcpio_otel.connections.entry import ROW_FIELDS, Entry, Fact, Moved, Owner, Row, Totals, facts, owners
-from tcpio_otel.connections.events import Connection, End, Endpoint, Ends, Role, Start
+from tcpio_otel.connections.events import Connection, End, Ends, Role, Start
 from tcpio_otel.connections.identity import (
     FIN_RECEIVED_STATES,
     Identity,
@@ -321,12 +321,12 @@ class ConnectionTable:
         slot = self._allocate()
         self._entries[slot] = entry
         accepted = record["kind"] == Kind.PACKET and record["direction"] == Direction.RECEIVE and opening
-        self.births.append(Birth(slot, entry.netns, entry.local.port, bool(accepted)))
+        self.births.append(Birth(slot, entry.netns, entry.local, entry.peer, bool(accepted)))
         self._index.insert(key, slot)
         self.flows[slot] = np.zeros((), FLOW)
         self.flows["born"][slot] = next(self._versions)
         self._set_owner(slot, Owner(*(record[name] for name in Owner._fields)))
-        self._renew(slot)
+        self.renew(slot)
         self._last_seen[slot] = record["time_ns"]
         self._attentive[slot] = life is not None
         self._waiting[slot] = life is not None
@@ -451,7 +451,7 @@ class ConnectionTable:
         if not owner.pid or (flow["pid"], flow["cgroup"], flow["cgroup_v1"]) == owner[:3]:
             return
         if flow["pid"] != owner.pid:
-            self._renew(slot)
+            self.renew(slot)
         self._set_owner(slot, owner)
 
     def _set_owner(self, slot: int, owner: Owner) -> None:
@@ -571,7 +571,8 @@ class ConnectionTable:
 
     # Ids.
 
-    def _renew(self, slot: int) -> None:
+    def renew(self, slot: int) -> None:
+        """Say that something of a slot's flow has changed."""
         self.flows["version"][slot] = next(self._versions)
 
     def _publish(self, slot: int, ids: Identity, span_id: bytes) -> None:
@@ -581,7 +582,7 @@ class ConnectionTable:
         flow["identified"] = True
         flow["server"] = span_id == ids.server_span_id
         self._waiting[slot] = False
-        self._renew(slot)
+        self.renew(slot)
 
     def _identify(self, slot: int, entry: Entry) -> None:
         """Give a connection its ids, from what is known of its start by now."""

@@ -189,7 +189,7 @@ class ContextTable:
         fresh["born"], fresh["newest"]["number"] = self._flows["born"][slots], -1
         fresh["row"] = fresh["first_waiting"] = -1
         fresh["answers"] = [
-            self._listeners.get((birth.netns, birth.port), _PERHAPS) if birth.accepted and self._late else _NEVER
+            self._listeners.get((birth.netns, birth.local.port), _PERHAPS) if birth.accepted and self._late else _NEVER
             for birth in births
         ]
         self._places[slots] = fresh

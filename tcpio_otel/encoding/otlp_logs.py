@@ -23,7 +23,7 @@ from tcpio_otel.encoding.protobuf import (
     strings_attribute,
     varint,
 )
-from tcpio_otel.encoding.rows import Ends, RowStore, halves
+from tcpio_otel.encoding.rows import Ends, PeerNames, RowStore, halves, nobody
 from tcpio_otel.payload import Items
 
 _REASONS = 1 << 16
@@ -64,11 +64,12 @@ class PacketLogEncoder:
 
     Args:
         drop_reasons: the running kernel's names for `tcp.drop.reason`; a number it does not know stands for itself.
+        peer_names: what is known of peers.
     """
 
-    def __init__(self, drop_reasons: Mapping[int, str]) -> None:
+    def __init__(self, drop_reasons: Mapping[int, str], peer_names: PeerNames = nobody) -> None:
         self._buffer = Buffer()
-        self._connections = RowStore(_connection_rows, 3)
+        self._connections = RowStore(_connection_rows, 3, peer_names)
         self._words, self._kept = _Words(), [native.rows_of(texts) for texts in _ROWS.values()]
         for name, (data, lengths) in zip(_ROWS, self._kept, strict=True):
             native.point(getattr(self._words, name), data, lengths)

@@ -12,7 +12,7 @@ from tcpio_otel.batch import FIRST_CONTEXT, FLAG_NAMES, INTERLEAVED, Contexts, F
 from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import Segment, Table, constant, decimals, nine_digits
 from tcpio_otel.encoding.endpoints import payload_text
-from tcpio_otel.encoding.rows import Ends, RowStore, SegmentEncoder
+from tcpio_otel.encoding.rows import Ends, PeerNames, RowStore, SegmentEncoder, nobody
 
 Render = Callable[[str, str | int | float | bool], str]
 """An attribute as JSON text."""
@@ -54,6 +54,7 @@ class _Attributes:
         before_first: Callable[[int], str],
         text: Callable[[Ends], str],
         after: Callable[[Ends], str],
+        peer_names: PeerNames = nobody,
     ) -> None:
         def number(key: str, width: int, limit: int) -> Table:
             return Table(lambda value: ("," + render(key, value)).encode(), width, limit)
@@ -81,7 +82,7 @@ class _Attributes:
         self._drops = Table(drop, 192, 1 << 16)
         self._retransmits = Table(lambda marked: marked * ("," + render(names.RETRANSMIT, True)).encode(), 64, 2)
         self._seq, self._ack = sequence(names.SEQ), sequence(names.ACK)
-        self.connections = RowStore(self._rows, 3)
+        self.connections = RowStore(self._rows, 3, peer_names)
 
     def _rows(self, ends: Ends) -> tuple[bytes, ...]:
         rendered = "".join("," + self._render(key, value) for key, value in ends.attributes)
@@ -126,13 +127,14 @@ def _present(segment: Segment, where: NDArray[np.bool_]) -> Segment:
 class PacketJsonEncoder(SegmentEncoder):
     """Encodes packet records as OTLP/JSON log records, each with a comma behind it."""
 
-    def __init__(self, drop_reasons: Mapping[int, str]) -> None:
+    def __init__(self, drop_reasons: Mapping[int, str], peer_names: PeerNames = nobody) -> None:
         self._attributes = _Attributes(
             otlp_attribute,
             drop_reasons,
             before_first=lambda bits: f'({FLAG_NAMES[bits]})"}},"attributes":[',
             text=lambda ends: ends.columns,
             after=_ids,
+            peer_names=peer_names,
         )
         super().__init__(self._attributes.connections)
         self._cpus = Table(lambda cpu: f"{cpu} ".encode(), 8, 1 << 16)

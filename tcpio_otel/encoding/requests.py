@@ -60,6 +60,7 @@ def request_attributes(request: Request, ends: Ends | None) -> Attributes:
             names.CONNECTION_ID: ends.connection_id,
             names.PID: ends.pid or None,
             names.EXECUTABLE_NAME: ends.process_name or None,
+            **dict(ends.peer_names),
         }
     begun = [time for time in (request.first_sent_ns, request.first_received_ns) if time is not None]
     start_ns = min(begun, default=request.link.start_ns)

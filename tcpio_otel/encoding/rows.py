@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel import native
-from tcpio_otel.batch import RECORD, Mark, Packets, pick
+from tcpio_otel.batch import RECORD, Mark, Names, Packets, pick
 from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import Buffer, Offsets, Rows, Scratch, Segment, assemble
 from tcpio_otel.encoding.endpoints import DIRECTIONS, address_text, columns, network_type
@@ -38,6 +38,7 @@ class Ends(NamedTuple):
     span_id: bytes
     pid: int
     process_name: str
+    peer_names: Names
 
     @property
     def columns(self) -> str:
@@ -69,7 +70,7 @@ class Ends(NamedTuple):
             found.append((names.EXECUTABLE_NAME, self.process_name))
         if self.identified:
             found.append((names.CONNECTION_ID, self.trace_id[:8].hex()))
-        return found
+        return [*found, *self.peer_names]
 
 
 CHUNK = 8192
@@ -78,6 +79,15 @@ CHUNK = 8192
 _TRIES = 4  # a batch may widen the rows twice before it can fill them
 
 Build = Callable[[Ends], tuple[bytes, ...]]
+
+PeerNames = Callable[[int], Names]
+"""What is known of a peer, by its number, as attributes."""
+
+
+def nobody(number: int) -> Names:
+    """Of a peer nothing is known."""
+    del number
+    return ()
 
 
 class RowStore:
@@ -89,10 +99,11 @@ class RowStore:
     Args:
         build: makes the parts of one row.
         parts: how many these are.
+        peer_names: what is known of peers.
     """
 
-    def __init__(self, build: Build, parts: int) -> None:
-        self._build = build
+    def __init__(self, build: Build, parts: int, peer_names: PeerNames = nobody) -> None:
+        self._build, self._peer_names = build, peer_names
         self._widths = [native.STEP] * parts
         self._scratches = [Scratch() for _ in range(parts)]
         self._reset(0)
@@ -137,7 +148,7 @@ class RowStore:
         made_numbers, first = np.unique(numbers[stale], return_index=True)
         rows = stale[first]
         chosen, flow = pick(packets.records, rows), packets.flows[packets.slots[rows]]
-        made = [self._build(ends) for ends in _ends(chosen, flow)]
+        made = [self._build(ends) for ends in _ends(chosen, flow, self._peer_names)]
         lengths = [[len(row[part]) for row in made] for part in range(len(self._widths))]
         widest = [max(part) for part in lengths]
         if any(needed > width for needed, width in zip(widest, self._widths, strict=True)):
@@ -207,23 +218,24 @@ class SegmentEncoder:
         raise NotImplementedError
 
 
-def _ends(records: NDArray[np.void], flows: NDArray[np.void]) -> Iterator[Ends]:
+def _ends(records: NDArray[np.void], flows: NDArray[np.void], peer_names: PeerNames) -> Iterator[Ends]:
     """What rows are made of, for records and their flows."""
     for (
         (local, peer, socket_local, socket_peer),
         (local_port, peer_port, socket_local_port, socket_peer_port),
-        direction, marks, identified, trace_id, span_id, pid, process_name,
+        direction, marks, identified, trace_id, span_id, pid, process_name, peer_number,
     ) in zip(
         zip(*(_bytes(records[name]) for name in _ADDRESSES), strict=True),
         zip(*(records[name].tolist() for name in _PORTS), strict=True),
         records["direction"].tolist(), records["marks"].tolist(), flows["identified"].tolist(),
         _bytes(flows["trace_id"]), _bytes(flows["span_id"]), flows["pid"].tolist(), flows["process_name"].tolist(),
+        flows["peer"].tolist(),
         strict=True,
     ):  # fmt: skip
         yield Ends(
             local, peer, local_port, peer_port, socket_local, socket_peer, socket_local_port, socket_peer_port,
             direction, bool(marks & _TRANSLATED), identified, trace_id, span_id, pid,
-            process_name.decode("utf-8", "replace"),
+            process_name.decode("utf-8", "replace"), peer_names(peer_number),
         )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def attributes(connection: Connection) -> dict[str, str | int | float]:
         client, server = (ours, theirs) if connection.role is Role.CLIENT else (theirs, ours)
         found[names.CLIENT_ADDRESS], found[names.CLIENT_PORT] = client
         found[names.SERVER_ADDRESS], found[names.SERVER_PORT] = server
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None} | dict(connection.peer_names)
 
 
 def _context(trace_id: bytes, span_id: bytes) -> SpanContext:

@@ -201,7 +201,7 @@ def test_install(helm: Helm, cluster: ControlPlane, kubeconfig: Path) -> None:
 
 
 def test_rights(helm: Helm, cluster: ControlPlane, kubeconfig: Path, tmp_path: Path) -> None:
-    """The service account may list and watch pods; all else it may, every account may."""
+    """The service account may list and watch pods and what names peers; all else it may, every account may."""
     where = ("--namespace", NAMESPACE, f"--kubeconfig={kubeconfig}")
     helm.output("install", "rights", str(CHART), *where)
     cluster.create(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts", {"metadata": {"name": "anybody"}})
@@ -211,7 +211,8 @@ def test_rights(helm: Helm, cluster: ControlPlane, kubeconfig: Path, tmp_path: P
         said = kubectl(cluster, own, "auth", "can-i", "--list", "--no-headers", "-n", NAMESPACE)
         return {" ".join(line.split()) for line in said.splitlines()}
 
-    assert rights("rights-tcpio-otel") - rights("anybody") == {"pods [] [] [list watch]"}
+    named = {f"{objects} [] [] [list watch]" for objects in ("pods", "services", "endpointslices.discovery.k8s.io")}
+    assert rights("rights-tcpio-otel") - rights("anybody") == named
     token = cluster.token(NAMESPACE, "rights-tcpio-otel")
     for path in ("/api/v1/pods", "/api/v1/pods?watch=1&timeoutSeconds=1", "/api/v1/pods?fieldSelector=spec.nodeName=a"):
         assert cluster.call("GET", path, token=token).status == 200
@@ -246,6 +247,7 @@ def test_takes_effect_in_a_privileged_namespace(helm: Helm, cluster: ControlPlan
         ("otlp.endpoint=c:4318", "at '/otlp/endpoint': 'c:4318' does not match pattern"),
         ("otlp.protocol=http", "at '/otlp/protocol': value must be one of"),
         ("config.capture.prots=443", "at '/config/capture': additional properties 'prots' not allowed"),
+        ("config.kubernetes.peers={pods,secrets}", "at '/config/kubernetes/peers/1': value must be one of"),
         ("config.capture.loader=ebpf", "at '/config/capture/loader': value must be one of"),
         ("image.pullPolicy=Sometimes", "at '/image/pullPolicy': value must be one of"),
         ("capabilities={BPF,PERFMON,NET_ADMIN,ALL}", "at '/capabilities/3': value must be one of"),

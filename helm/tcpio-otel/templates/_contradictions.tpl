@@ -12,7 +12,7 @@
 {{- if get $key "duration" -}}
 {{- fail "config.duration: a DaemonSet restarts what ends; leave it unset" -}}
 {{- end -}}
-{{- range list "kubernetes.enabled" "attribution.workloads" "correlation.published_contexts" -}}
+{{- range list "kubernetes.enabled" "kubernetes.backends" "attribution.workloads" "correlation.published_contexts" -}}
 {{- $value := include "tcpio-otel.key" (dict "config" $.Values.config "key" .) -}}
 {{- if not (has $value (list "" "true" "false")) -}}
 {{- fail (printf "config.%s: %s is not true or false" . $value) -}}
@@ -27,6 +27,12 @@
 {{- end -}}
 {{- if get $key "kubernetes.node_name" -}}
 {{- fail "config.kubernetes.node_name is every node's own, and set by the downward API: leave it unset" -}}
+{{- end -}}
+{{- if and (include "tcpio-otel.backends" $) .networkPolicy.enabled -}}
+{{- fail "config.kubernetes.backends puts the pods on the host's network, where no NetworkPolicy holds: choose one" -}}
+{{- end -}}
+{{- if and (include "tcpio-otel.backends" $) (not (include "tcpio-otel.peers" $)) -}}
+{{- fail "config.kubernetes.backends says who is behind addresses: it needs config.kubernetes.peers, such as [services]" -}}
 {{- end -}}
 {{- if and .rbac.create (not .serviceAccount.create) (not .serviceAccount.name) -}}
 {{- fail "serviceAccount.create is false: give serviceAccount.name, or every pod of the namespace could list pods" -}}
@@ -100,6 +106,9 @@
 {{- range .extraEnv -}}
 {{- if has .name $own -}}
 {{- fail (printf "extraEnv: %s is set by the chart" .name) -}}
+{{- end -}}
+{{- if has .name (list "TCPIO_KUBERNETES_ENABLED" "TCPIO_KUBERNETES_PEERS" "TCPIO_KUBERNETES_BACKENDS") -}}
+{{- fail (printf "extraEnv: rights and volumes follow from config.kubernetes, not from %s" .name) -}}
 {{- end -}}
 {{- if has .name (list "TCPIO_RESOURCE_ATTRIBUTES" "OTEL_RESOURCE_ATTRIBUTES") -}}
 {{- fail (printf "extraEnv: %s would do away with host.name: use config.resource.attributes" .name) -}}

@@ -55,6 +55,25 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if eq (include "tcpio-otel.key" (dict "config" .Values.config "key" "kubernetes.enabled")) "true" }}true{{ end -}}
 {{- end }}
 
+{{/* What is watched of the cluster to name peers, with commas between. */}}
+{{- define "tcpio-otel.peers" -}}
+{{- join "," .Values.config.kubernetes.peers -}}
+{{- end }}
+
+{{/* Of that and the node's own pods, what is of the core API group, as a list in YAML. */}}
+{{- define "tcpio-otel.coreResources" -}}
+{{- $found := list "pods" -}}
+{{- range include "tcpio-otel.peers" . | splitList "," -}}
+{{- if has . (list "nodes" "services") }}{{ $found = append $found . }}{{ end -}}
+{{- end -}}
+{{- printf "[%s]" (sortAlpha $found | uniq | join ", ") -}}
+{{- end }}
+
+{{/* Whether the node's own translations of addresses are listened to. */}}
+{{- define "tcpio-otel.backends" -}}
+{{- if and (include "tcpio-otel.kubernetes" .) (eq (include "tcpio-otel.key" (dict "config" .Values.config "key" "kubernetes.backends")) "true") }}true{{ end -}}
+{{- end }}
+
 {{/* All endpoints that the chart knows of, one a line. */}}
 {{- define "tcpio-otel.endpoints" -}}
 {{- $found := list .Values.otlp.endpoint -}}

@@ -9,6 +9,11 @@
 {{- $tls := or .otlp.tls.caSecretName .otlp.tls.clientSecretName -}}
 serviceAccountName: {{ include "tcpio-otel.serviceAccountName" $root }}
 automountServiceAccountToken: {{ eq $kubernetes "true" }}
+{{- if include "tcpio-otel.backends" $root }}
+# Connections are translated in the node's own network.
+hostNetwork: true
+dnsPolicy: ClusterFirstWithHostNet
+{{- end }}
 # The agent tells whose a connection is by process ids of the host.
 hostPID: true
 # A Service called tcpio-* would put TCPIO_* variables here, and the agent refuses those that it does not know.

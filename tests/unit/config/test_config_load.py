@@ -52,6 +52,8 @@ OTHERS = {
     "kubernetes.labels": ["app", "team"],
     "kubernetes.annotations": ["owner"],
     "kubernetes.service_labels": True,
+    "kubernetes.peers": ["services", "nodes"],
+    "kubernetes.backends": True,
     "correlation.wait": "0s",
     "correlation.quiet": "1s",
     "export.queue_memory": "128MiB",
@@ -299,6 +301,9 @@ def test_a_watch_of_pods_needs_a_node_and_workloads() -> None:
         load(None, {}, {"kubernetes.enabled": "true"})
     flags = {"kubernetes.enabled": "true", "kubernetes.node_name": "n", "attribution.workloads": "false"}
     with pytest.raises(UsageError, match=r"it needs attribution\.workloads"):
+        load(None, {}, flags)
+    flags = {"kubernetes.enabled": "true", "kubernetes.node_name": "n", "kubernetes.backends": "true"}
+    with pytest.raises(UsageError, match=r"it needs kubernetes\.peers"):
         load(None, {}, flags)
 
 
