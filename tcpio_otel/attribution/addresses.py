@@ -145,7 +145,7 @@ class Directory:
     def pause(self) -> None:
         """Forget what has been gone for long enough."""
         overdue_s = self._clock() - REMEMBERED_S
-        for key in [key for key, (_, since_s) in self._gone.items() if since_s < overdue_s]:
+        for key in [key for key, (_, since_s) in self._gone.items() if since_s <= overdue_s]:
             del self._gone[key]
 
     def _remove(self, key: Key, meaning: Meaning) -> None:

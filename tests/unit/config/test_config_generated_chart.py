@@ -47,4 +47,5 @@ def test_defaults() -> None:
     given = {f"{section}.{key}": value for section, keys in config.items() for key, value in keys.items()}
     others = {path for path, value in given.items() if value != show(default(LEAVES[path]))}
     of_a_pod = {"capture.cgroup", "correlation.published_contexts", "kubernetes.enabled", "kubernetes.cache"}
+    of_a_pod.add("kubernetes.peers")
     assert others == of_a_pod | {"capture.queue_memory"}

@@ -38,10 +38,11 @@ def cut(items: Items) -> list[bytes]:
 @pytest.mark.parametrize("seed", range(10))
 def test_wild_records_are_byte_identical_to_the_official_classes(seed: int) -> None:
     """100,000 records with anything in every field: protobuf by column is what the official classes serialise."""
-    encoder = PacketLogEncoder(REASONS)
+    encoder = PacketLogEncoder(REASONS, oracle.peer_names)
     for part in range(2):
         # The second part uses the slots again for other connections, as the agent does.
         records, slots, flows = traffic.wild(5_000, 300, 2 * seed + part)
+        flows["peer"] = np.arange(len(flows)) % 4
         encoded = encoder.encode(Packets(records, slots, flows, 0, OBSERVED))
         assert cut(encoded) == oracle.items(records, slots, flows, 0, OBSERVED, REASONS)
 
@@ -53,6 +54,17 @@ def test_contexts_are_byte_identical_too(seed: int) -> None:
     contexts = traffic.wild_contexts(len(records), seed)
     encoded = PacketLogEncoder(REASONS).encode(Packets(records, slots, flows, 0, OBSERVED, contexts))
     assert cut(encoded) == oracle.items(records, slots, flows, 0, OBSERVED, REASONS, contexts)
+
+
+def test_contexts_can_be_kept() -> None:
+    """By themselves, and so whatever becomes of the table that they are from."""
+    records, slots, flows = traffic.wild(500, 50, 1)
+    contexts = traffic.wild_contexts(len(records), 1)
+    expected = oracle.items(records, slots, flows, 0, OBSERVED, REASONS, contexts)
+    kept = replace(contexts, ids=contexts.ids.copy()).kept()
+    assert len(kept.ids) <= len(np.unique(contexts.numbers)) + 2
+    encoded = PacketLogEncoder(REASONS).encode(Packets(records, slots, flows, 0, OBSERVED, kept))
+    assert cut(encoded) == expected
 
 
 @pytest.mark.parametrize("encoder", [PacketLogEncoder(REASONS), PacketJsonEncoder(REASONS)], ids=["protobuf", "json"])
@@ -159,7 +171,8 @@ def test_json_holds_what_protobuf_holds(seed: int, joined: bool) -> None:
     """OTLP/JSON says the same as the official protobuf, in the File Exporter's form."""
     records, slots, flows = traffic.wild(2_000, 150, seed)
     contexts = traffic.wild_contexts(len(records), seed) if joined else None
-    items = PacketJsonEncoder(REASONS).encode(Packets(records, slots, flows, 0, OBSERVED, contexts))
+    flows["peer"] = np.arange(len(flows)) % 4
+    items = PacketJsonEncoder(REASONS, oracle.peer_names).encode(Packets(records, slots, flows, 0, OBSERVED, contexts))
     line = JsonEnvelope(lambda _: b"{}", {}, "url", ("resourceLogs", "scopeLogs", "logRecords")).wrap(
         [Part(0, [items.buffer], 0)]
     )
