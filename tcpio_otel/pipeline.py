@@ -191,7 +191,8 @@ class Pipeline:
     def faults(self) -> dict[str, int]:
         """Counts of what could not be joined to an application's trace as it should be."""
         lost = self._contexts.lost if self._contexts else 0
-        return {"contexts_lost": lost, "context_unknown": self._context_unknown}
+        translations = {"translations_lost": self._peers.translations_lost} if self._peers else {}
+        return {"contexts_lost": lost, "context_unknown": self._context_unknown, **translations}
 
     def process(self, batch: Batch) -> None:
         """Take one batch in."""

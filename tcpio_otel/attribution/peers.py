@@ -64,6 +64,11 @@ class Peers:
         """What is known of a peer."""
         return self._known[number]
 
+    @property
+    def translations_lost(self) -> int:
+        """How often the kernel said that it could not tell of all."""
+        return self._translations.lost if self._translations else 0
+
     def waiting(self, slots: Slots) -> NDArray[np.bool_] | None:
         """Of which slots more may be known soon (bool, shape of `slots`); None: of none."""
         return self._waiting[slots] if self._pending else None
