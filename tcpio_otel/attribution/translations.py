@@ -88,12 +88,11 @@ class Translations:
                 self.lost += 1
 
     def _take(self, messages: bytes, start: int, end: int) -> None:
-        tuples = {kind: (first, last) for kind, first, last in _attributes(messages, start, end)}
-        if _ORIGINAL not in tuples or _REPLY not in tuples:
+        found = _usual(messages, start) if start + _USUAL_BYTES <= end else None
+        found = found or _walked(messages, start, end)
+        if found is None:
             return
-        original, reply = (_tuple(messages, *tuples[kind]) for kind in (_ORIGINAL, _REPLY))
-        if not original or not reply:
-            return
+        original, reply = found
         # The client's socket knows the original tuple, the server's the other way's.
         for (local, peer), real in ((original, reply[0]), (reply, original[0])):
             if real != peer:
@@ -101,6 +100,57 @@ class Translations:
                 self._peers[local, peer] = real
         while len(self._peers) > LIMIT:
             del self._peers[next(iter(self._peers))]
+
+
+Way = tuple[Endpoint, Endpoint]
+"""Source and destination of one direction of a connection."""
+
+_NESTED = 1 << 15
+_USUAL_BYTES = 104
+
+
+def _one_way(kind: int, fill: bytes) -> bytes:
+    """A tuple of TCP over IPv4 as the kernel writes it, with `fill` for every byte that may be another."""
+    address, port = 4 * fill, 4 * fill  # with what pads it
+    parts = (
+        (52, kind | _NESTED, b""),
+        (20, _IP | _NESTED, b""), (8, _SOURCES[0], address), (8, _DESTINATIONS[0], address),
+        (28, _PROTOCOL | _NESTED, b""), (5, _NUMBER, bytes([_TCP]) + 3 * fill),
+        (6, _SOURCE_PORT, port), (6, _DESTINATION_PORT, port),
+    )  # fmt: skip
+    return b"".join(_ATTRIBUTE.pack(length, attribute) + value for length, attribute, value in parts)
+
+
+def _both_ways(fill: bytes) -> int:
+    return int.from_bytes(_one_way(_ORIGINAL, fill) + _one_way(_REPLY, fill))
+
+
+_USUAL = _both_ways(b"\0")
+_FIXED = ~(_USUAL ^ _both_ways(b"\xff"))
+
+
+def _usual(messages: bytes, start: int) -> tuple[Way, Way] | None:
+    """The two ways of a connection, at a fifth of the time, if it is TCP over IPv4 and laid out as ever."""
+    both = messages[start : start + _USUAL_BYTES]
+    if int.from_bytes(both) & _FIXED != _USUAL:
+        return None
+    original, reply = (
+        (
+            Endpoint(IPV4_PREFIX + way[12:16], int.from_bytes(way[40:42])),
+            Endpoint(IPV4_PREFIX + way[20:24], int.from_bytes(way[48:50])),
+        )
+        for way in (both[:52], both[52:])
+    )
+    return original, reply
+
+
+def _walked(messages: bytes, start: int, end: int) -> tuple[Way, Way] | None:
+    """The same, attribute by attribute; None where it is not TCP."""
+    tuples = {kind: (first, last) for kind, first, last in _attributes(messages, start, end)}
+    if _ORIGINAL not in tuples or _REPLY not in tuples:
+        return None
+    original, reply = (_tuple(messages, *tuples[kind]) for kind in (_ORIGINAL, _REPLY))
+    return (original, reply) if original and reply else None
 
 
 def _attributes(messages: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -113,7 +163,7 @@ def _attributes(messages: bytes, start: int, end: int) -> Iterator[tuple[int, in
         start += length + 3 & ~3
 
 
-def _tuple(messages: bytes, start: int, end: int) -> tuple[Endpoint, Endpoint] | None:
+def _tuple(messages: bytes, start: int, end: int) -> Way | None:
     """Source and destination of a tracked direction; None where it is not TCP."""
     values: dict[tuple[int, int], bytes] = {
         (part, kind): messages[first:last]

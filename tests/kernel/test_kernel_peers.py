@@ -247,6 +247,23 @@ def test_each_end_says_who_the_other_is(hosts: Hosts, cluster: ControlPlane, tmp
         assert (at_world, at_server) == (of_shop, of_node)
 
 
+def test_a_burst_through_a_service_is_named_to_the_last(hosts: Hosts, cluster: ControlPlane, tmp_path: Path) -> None:
+    """A thousand connections as fast as they go: the pod behind each is known in all its records."""
+    node, client, server, _, _ = hosts
+    with ExitStack() as stack:
+        stack.enter_context(node.inside())
+        watcher = stack.enter_context(watching(cluster, tmp_path, "services,endpointslices", backends=True))
+        stack.enter_context(listening(server, SERVER, HTTP))
+        local = [talk(client, CLIENT, SERVICE, 80) for _ in range(1000)]
+        assert watcher.stop() == 0
+    found = ends(tmp_path / "out")
+    told = {(said["kind"], said.get("k8s.pod.name")) for said in (found[CLIENT, port, SERVICE, 80] for port in local)}
+    assert told == {("service", "server")}
+    assert "translations lost" not in watcher.stderr()
+    ledger = watcher.ledger()
+    assert ledger["seen"] == ledger["exported"] + ledger["filtered"]
+
+
 def owned_by(name: str) -> dict[str, str]:
     """What a pod itself tells, beyond what EndpointSlices say of it."""
     return {

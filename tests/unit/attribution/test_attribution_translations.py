@@ -103,6 +103,22 @@ def test_the_oldest_go_when_there_are_too_many(known: Translations, monkeypatch:
     assert [known.peer(client, SERVICE) for client in clients] == [BACKEND, None, BACKEND, BACKEND]
 
 
+_PORTS = st.integers(0, 65535)
+_ENDS = st.builds(
+    lambda number, port: Endpoint(IPV4_PREFIX + number.to_bytes(4), port), st.integers(0, 2**32 - 1), _PORTS
+)
+
+
+@given(st.tuples(_ENDS, _ENDS), st.tuples(_ENDS, _ENDS))
+def test_the_usual_way_and_the_long_one_read_alike(
+    original: tuple[Endpoint, Endpoint], reply: tuple[Endpoint, Endpoint]
+) -> None:
+    """TCP over IPv4 is read as a whole, where the kernel lays it out as it does today."""
+    told = message(original, reply)
+    assert translations._usual(told, 20) == translations._walked(told, 20, len(told)) == (original, reply)
+    assert translations._usual(message(original, reply, UDP), 20) is None
+
+
 @given(st.data())
 def test_nothing_that_is_cut_or_altered_is_an_obstacle(data: st.DataObject) -> None:
     """What came before it is known, and no error escapes."""
