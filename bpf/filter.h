@@ -22,8 +22,8 @@ struct tcpio_control {
 	__u32 wakeup_bytes;   /* a ring that fills beyond this wakes the agent */
 	__u32 sees_syn_acks;  /* the probe fills it in: egress shows IPv6 SYN-ACKs of request sockets */
 	__u32 http_headers;   /* look for trace contexts in the heads of HTTP requests */
-	__u32 reserved;
-	__u64 tcp_v4_rcv[2]; /* addresses of the kernel's code: first, one past the last; 0: unknown */
+	__u32 packet_bytes;   /* a ring that is fuller takes no more packets: the rest is for records of other kinds */
+	__u64 tcp_v4_rcv[2];  /* addresses of the kernel's code: first, one past the last; 0: unknown */
 	__u64 tcp_v6_rcv[2];
 	__u64 sock_edemux;     /* address of the function that lets go of a reply's socket; 0: unknown */
 	__u64 ports[1024];     /* one bit a port */

@@ -40,14 +40,17 @@ static __always_inline bool enter(struct context *context)
 /* A program can be interrupted by another on its CPU, so counting is atomic. */
 #define COUNT(counter) __sync_fetch_and_add(&(counter), 1)
 
-/* Room for one record on this CPU's ring, zeroed and stamped; NULL when there is none. The stamp is taken after
- * the reservation: whatever the reader does not find reserved yet is younger than its look at the clock. */
-static __always_inline struct tcpio_record *reserve(const struct context *context, void **ring)
+/* Room for one record on this CPU's ring, zeroed and stamped; NULL when there is none, or none for a packet. The stamp
+ * is taken after the reservation: whatever the reader does not find reserved yet is younger than its look at the clock.
+ */
+static __always_inline struct tcpio_record *reserve(const struct context *context, void **ring, bool packet)
 {
 	struct tcpio_record *record;
 
 	*ring = bpf_map_lookup_elem(MAP(rings), &context->cpu);
 	if (!*ring)
+		return NULL;
+	if (packet && bpf_ringbuf_query(*ring, BPF_RB_AVAIL_DATA) >= context->control->packet_bytes)
 		return NULL;
 	record = bpf_ringbuf_reserve(*ring, sizeof(*record), 0);
 	if (!record)
@@ -183,7 +186,7 @@ static __always_inline struct tcpio_record *reserve_packet(const struct context 
 							   const struct tcpio_headers *headers, __u8 direction,
 							   __u32 total_bytes)
 {
-	struct tcpio_record *record = reserve(context, ring);
+	struct tcpio_record *record = reserve(context, ring, true);
 
 	if (!record) {
 		COUNT(context->counters->lost);
@@ -197,7 +200,7 @@ static __always_inline struct tcpio_record *reserve_packet(const struct context 
 
 static __always_inline struct tcpio_record *reserve_fact(const struct context *context, void **ring)
 {
-	struct tcpio_record *record = reserve(context, ring);
+	struct tcpio_record *record = reserve(context, ring, false);
 
 	if (!record)
 		COUNT(context->counters->lost_facts);

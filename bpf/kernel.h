@@ -36,6 +36,7 @@ struct sock_common {
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
 	possible_net_t skc_net;
+	unsigned long skc_flags;
 	atomic64_t skc_cookie;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
@@ -44,6 +45,10 @@ struct sock_common {
 typedef struct {
 	int owned;
 } socket_lock_t;
+
+enum sock_flags {
+	SOCK_DONE = 1, /* the peer's FIN was received */
+};
 
 struct sock {
 	struct sock_common __sk_common;

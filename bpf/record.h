@@ -110,8 +110,12 @@ struct tcpio_record {
 			__u8 old_state;
 			__u8 new_state; /* equal to old_state: a snapshot, not a change */
 			__u8 error;	/* sk_err: errno of the failure, 0: none */
-			__u8 reason;	/* enum sk_rst_reason of the running kernel (kind RESET); 0: none */
-			__u32 cgroup;	/* as with a packet */
+			union {
+				__u8 reason;	   /* kind RESET: enum sk_rst_reason of the running kernel; 0: none */
+				__u8 fin_received; /* kind SOCKET, where it closes: 1: the peer's FIN was; 0: not, or
+						      unknown */
+			};
+			__u32 cgroup; /* as with a packet */
 			__u32 cgroup_v1;
 		} socket;
 		struct {

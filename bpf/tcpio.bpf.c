@@ -560,6 +560,7 @@ int BPF_PROG(tcpio_state, struct sock *sk, int old_state, int new_state)
 	if (!record)
 		return 0;
 	fill_socket(record, tp, old_state, new_state);
+	record->socket.fin_received = sk->__sk_common.skc_flags >> bpf_core_enum_value(enum sock_flags, SOCK_DONE) & 1;
 	if (owner)
 		fill_owner(record, owner);
 	submit(&context, ring, record);

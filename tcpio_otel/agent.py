@@ -301,6 +301,7 @@ def _pipeline(
     workloads: Workloads | None,
     peers: Peers | None,
 ) -> Pipeline:
+    from tcpio_otel.aggregation.traffic import Traffic
     from tcpio_otel.pipeline import Pipeline
 
     return Pipeline(
@@ -309,7 +310,9 @@ def _pipeline(
         workloads=workloads,
         peers=peers,
         peer_names=outputs.peer_names,
-        connections=_table(config, vocabulary, float(config.connections.summary_interval)),
+        traffic=Traffic(config.metrics.series_limit) if config.metrics.traffic and outputs.has_metrics else None,
+        series_peer=outputs.series_peer,
+        connections=_table(config, vocabulary, source, float(config.connections.summary_interval)),
         packet_encoder=outputs.packet_encoder,
         encode_spans=outputs.encode_spans,
         encode_summaries=outputs.encode_summaries,
@@ -324,7 +327,7 @@ def _pipeline(
     )
 
 
-def _table(config: Config, vocabulary: Vocabulary, summary_interval_s: float) -> Any:
+def _table(config: Config, vocabulary: Vocabulary, source: Source, summary_interval_s: float) -> Any:
     from tcpio_otel.connections.table import ConnectionTable
 
     return ConnectionTable(
@@ -333,6 +336,7 @@ def _table(config: Config, vocabulary: Vocabulary, summary_interval_s: float) ->
         handshake_timeout_ns=int(config.connections.handshake_timeout * 1e9),
         summary_interval_ns=int(summary_interval_s * 1e9),
         kernel_totals=config.capture_file is None,
+        older_told=source.older_told,
         reset_reasons=vocabulary.reset_reasons,
     )
 
@@ -406,7 +410,7 @@ class _View:
         return self._source.faults() | self._pipeline.faults()
 
     def send_metrics(self) -> None:
-        """Queue the agent's own metrics as of now."""
+        """Queue metrics as of now."""
         from tcpio_otel.encoding.metrics import Observation, metrics_request
 
         observation = Observation(
@@ -414,6 +418,8 @@ class _View:
             self._faults(), self._outputs.exports.counts(),
         )  # fmt: skip
         self._outputs.send_metrics(*metrics_request(observation, self._outputs.resource))
+        if (traffic := self._pipeline.traffic(self._source.now_ns())) is not None:
+            self._outputs.send_traffic(traffic, observation.now_ns)
 
     def last_word(self) -> None:
         """The ledger, and what else is worth knowing at the end."""
@@ -454,7 +460,7 @@ def watch(config: Config, *, json: bool, time_of_day: bool, process: bool, seq: 
 
         table = PacketTable(time=time_of_day, process=process, seq=seq)
         encoder = JsonLines(vocabulary.drop_reasons) if json else table
-        connections = _table(config, vocabulary, summary_interval_s=0)
+        connections = _table(config, vocabulary, source, summary_interval_s=0)
         out = sys.stdout.buffer
         try:
             if not json:

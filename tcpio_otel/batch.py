@@ -147,6 +147,7 @@ RECORD = _layout(
     ("new_state", "u1", 149),
     ("error", "u1", 150),
     ("reason", "u1", 151),
+    ("fin_received", "u1", 151),
     # kind CONTEXT
     ("trace_id", "V16", 80),
     ("span_id", "V8", 96),

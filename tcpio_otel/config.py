@@ -238,9 +238,16 @@ class Signals:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The agent's own metrics."""
+    """Metrics: the agent's own, and those of traffic."""
 
     interval: Seconds = key("time between two exports", Seconds(60), least=0.1, most=86_400)
+    traffic: bool = key("metrics of what goes between workloads and their peers, beside the agent's own", True)
+    series_limit: int = key(
+        "series of workload, peer, role and server port that are told apart; what comes beyond them is told as one",
+        2000,
+        least=1,
+        most=1 << 20,
+    )
 
 
 @dataclass(frozen=True)
@@ -268,7 +275,7 @@ class Config:
     file: File = key("OTLP/JSON files", File)
     resource: ResourceSettings = key("what the records are about", ResourceSettings)
     signals: Signals = key("which signals are sent", Signals)
-    metrics: Metrics = key("the agent's own metrics", Metrics)
+    metrics: Metrics = key("metrics of the agent and of traffic", Metrics)
     log: Log = key("what the agent says", Log)
 
     @property

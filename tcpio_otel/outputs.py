@@ -7,9 +7,11 @@ from collections.abc import Callable
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.sdk.resources import Resource
 
-from tcpio_otel.attribution.naming import UNKNOWN
+from tcpio_otel.aggregation.traffic import Traffic
+from tcpio_otel.attribution.naming import NOTHING, UNKNOWN
 from tcpio_otel.attribution.peers import Peers
 from tcpio_otel.attribution.workloads import Workloads
+from tcpio_otel.batch import Names
 from tcpio_otel.capture.loaders import Vocabulary
 from tcpio_otel.clock import Nanoseconds
 from tcpio_otel.config import Config, Export
@@ -19,12 +21,13 @@ from tcpio_otel.encoding import names, proto_json
 from tcpio_otel.encoding.metrics import ExportCounts
 from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
 from tcpio_otel.encoding.packet_json import PacketJsonEncoder
-from tcpio_otel.encoding.peer import peer_names
+from tcpio_otel.encoding.peer import peer_names, series_peer
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
 from tcpio_otel.encoding.requests import Links, request_log, request_log_json
 from tcpio_otel.encoding.resource import Resources, host_resource
 from tcpio_otel.encoding.rows import PeerNames, nobody
 from tcpio_otel.encoding.spans import SCOPE, SpanEncoder, SpanJsonEncoder, items
+from tcpio_otel.encoding.traffic import traffic_requests
 from tcpio_otel.errors import EnvironmentFault
 from tcpio_otel.export.batcher import Batcher
 from tcpio_otel.export.files import FileTransport
@@ -98,6 +101,7 @@ class Outputs:
 
     Attributes:
         peer_names: says what is known of a peer, by its number, as attributes.
+        series_peer: says of a connection and its peer's number which series it belongs to.
         packet_encoder: turns packet records into items of the logs signal.
         encode_spans: turns ended connections, and what each has served, into items of the traces signal.
         encode_summaries: turns open connections, and the Unix time of now, into items of the logs signal.
@@ -129,6 +133,10 @@ class Outputs:
         self._senders: list[Sender] = []
         as_json = self._json(Signal.LOGS)
         self.peer_names: PeerNames = (lambda number: peer_names(peers[number])) if peers else nobody
+        self.series_peer: Callable[[int, Connection], Names] = lambda number, connection: series_peer(
+            peers[number] if peers else NOTHING, connection
+        )
+        self._drop_reasons = vocabulary.drop_reasons
         encode_packets = PacketJsonEncoder if as_json else PacketLogEncoder
         self.packet_encoder: PacketEncoder = encode_packets(vocabulary.drop_reasons, self.peer_names)
         self.encode_spans: Callable[[list[Connection], list[Links]], Items] = self._connection_encoder(
@@ -148,6 +156,11 @@ class Outputs:
         self.summaries = self._output(Signal.LOGS, logs)
         self.traces = self._output(Signal.TRACES, self._sender(Signal.TRACES))
         self._metrics = self._sender(Signal.METRICS)
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether metrics go anywhere."""
+        return self._metrics is not None
 
     @property
     def resource(self) -> Resource:
@@ -213,6 +226,11 @@ class Outputs:
             ready=self._ready,
         )
         return Output(batcher, sender, self.exports.submitted)
+
+    def send_traffic(self, traffic: Traffic, now_ns: int) -> None:
+        """Queue the series of traffic, some workloads at a time; `now_ns` is Unix time."""
+        for metrics, points in traffic_requests(traffic, self._resources.of, self._drop_reasons, now_ns):
+            self.send_metrics(metrics, points)
 
     def send_metrics(self, metrics: ExportMetricsServiceRequest, points: int) -> None:
         """Queue one request of the metrics signal, if that is on."""

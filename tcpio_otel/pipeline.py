@@ -12,9 +12,11 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tcpio_otel.aggregation.traffic import Traffic
+from tcpio_otel.attribution.naming import UNKNOWN, Workload
 from tcpio_otel.attribution.peers import Peers
 from tcpio_otel.attribution.workloads import Workloads
-from tcpio_otel.batch import RAW, RECORD, Batch, Contexts, Packets, pick
+from tcpio_otel.batch import RAW, RECORD, Batch, Contexts, Mark, Names, Packets, pick
 from tcpio_otel.clock import Nanoseconds
 from tcpio_otel.connections.events import Connection, Ends
 from tcpio_otel.connections.table import ConnectionTable
@@ -26,6 +28,8 @@ from tcpio_otel.export.batcher import Batcher
 from tcpio_otel.export.sender import Sender
 from tcpio_otel.ledger import Ledger
 from tcpio_otel.payload import Items, Request
+
+_DROPPED = int(Mark.DROPPED)
 
 AT_ONCE = 64
 """Connections or requests encoded in one go, which bounds the memory that a burst of ends takes."""
@@ -58,6 +62,9 @@ class Source(Protocol):
 
     paced: bool
     """Whether the source waits for its reader (a file does, a network does not)."""
+
+    older_told: bool
+    """Whether its first records are of sockets that are older than itself, all of them."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -156,6 +163,8 @@ class Pipeline:
         workloads: Workloads | None,
         peers: Peers | None,
         peer_names: PeerNames,
+        traffic: Traffic | None,
+        series_peer: Callable[[int, Connection], Names],
         packet_encoder: PacketEncoder,
         encode_spans: Callable[[list[Connection], list[Links]], Items],
         encode_requests: Callable[[list[tuple[ServedRequest, Ends | None]], int], Items],
@@ -170,6 +179,7 @@ class Pipeline:
     ) -> None:
         self._ledger, self._connections, self._contexts = ledger, connections, contexts
         self._workloads, self._peers, self._peer_names = workloads, peers, peer_names
+        self._traffic, self._series_peer = traffic, series_peer
         self._packet_encoder, self._encode_spans = packet_encoder, encode_spans
         self._encode_summaries, self._encode_requests = encode_summaries, encode_requests
         self._context_wait_ns = context_wait_ns
@@ -207,6 +217,7 @@ class Pipeline:
         self.progress.packets += len(packets)
         self.progress.payload_bytes += int(packets["payload_bytes"].sum())
         self._log(batch, _Held(packets, slots, batch.unix_offset_ns, batch.observed_ns, batch.now_ns))
+        self._count_drops(batch, slots)
         self._span(ended)
         self._summarize(batch.observed_ns)
         self._sum_up(batch.observed_ns)
@@ -344,11 +355,38 @@ class Pipeline:
             self._late_spans = [each for each, waits in zip(found, waiting.tolist(), strict=True) if waits]
             self._connections.hold(_slots(self._late_spans))
             found = [each for each, waits in zip(found, waiting.tolist(), strict=True) if not waits]
+        self._count([each.connection for each in found])
         for some, groups in self._chunks(found):
             if self._traces:
                 named = self._named([each.connection for each in some])
                 items = replace(self._encode_spans(named, [each.served for each in some]), groups=groups)
                 self._traces.add(items, self._clock(), block=self._paced)
+
+    def _workload(self, number: int) -> Workload:
+        return self._workloads[number] if self._workloads else UNKNOWN
+
+    def _count(self, connections: Iterable[Connection]) -> None:
+        """Add what came to connections to the series of traffic."""
+        if self._traffic is None:
+            return
+        flows = self._connections.flows
+        for connection in connections:
+            workload, peer = (int(flows[name][connection.slot]) for name in ("workload", "peer"))
+            named = self._series_peer(peer, connection)
+            self._traffic.add(connection, self._workload(workload), named, connection.end_ns)
+
+    def _count_drops(self, batch: Batch, slots: NDArray[np.int64]) -> None:
+        if self._traffic is not None:
+            rows = np.flatnonzero(batch.packets["marks"] & _DROPPED)
+            workloads = self._connections.flows["workload"][slots[rows]]
+            self._traffic.drop(batch.packets[rows], workloads, self._workload, batch.observed_ns)
+
+    def traffic(self, now_ns: int) -> Traffic | None:
+        """The series of traffic, open connections included; `now_ns` is on the records' clock."""
+        if self._traffic is not None:
+            self._count(self._connections.active(now_ns))
+            self._traffic.tidy(now_ns + self._unix_offset_ns)
+        return self._traffic
 
     def _named(self, found: list[Connection]) -> list[Connection]:
         """The same with what is known of their peers by now."""

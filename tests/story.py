@@ -110,7 +110,7 @@ def table(**settings: Any) -> ConnectionTable:
     """A table with the defaults of the configuration, for the live source unless told otherwise."""
     return ConnectionTable(**{
         "limit": 1000, "linger_ns": 2 * SECOND, "handshake_timeout_ns": 130 * SECOND, "summary_interval_ns": 0,
-        "kernel_totals": True, "reset_reasons": REASONS, **settings,
+        "kernel_totals": True, "older_told": True, "reset_reasons": REASONS, **settings,
     })  # fmt: skip
 
 

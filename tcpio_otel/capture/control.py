@@ -43,7 +43,7 @@ class Control(ctypes.Structure):
         ("wakeup_bytes", ctypes.c_uint32),
         ("sees_syn_acks", ctypes.c_uint32),
         ("http_headers", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("packet_bytes", ctypes.c_uint32),
         ("tcp_v4_rcv", ctypes.c_uint64 * 2),
         ("tcp_v6_rcv", ctypes.c_uint64 * 2),
         ("sock_edemux", ctypes.c_uint64),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel.batch import RECORD, Batch
+from tcpio_otel.capture.loaders import Loader
 from tcpio_otel.capture.probe import Probe
 from tcpio_otel.capture.ring import Rings
 from tcpio_otel.clock import Nanoseconds, UnixOffset, boot_ns
@@ -35,6 +36,7 @@ class LiveSource:
     ) -> None:
         self._probe, self._ledger, self._latency_s, self._queue_bytes = probe, ledger, latency_s, queue_bytes
         self._clock = clock
+        self.older_told = probe.loader is Loader.LIBBPF
         self._unix_offset = UnixOffset(boot=clock)
         self._queue: deque[Batch] = deque()
         self._queued_bytes = self._released = self._misses = 0

@@ -49,6 +49,7 @@ class PcapSource:
     """
 
     paced = True
+    older_told = False
 
     def __init__(
         self,

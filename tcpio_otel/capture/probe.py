@@ -17,6 +17,9 @@ from tcpio_otel.capture.loaders import ByBcc, ByLibbpf, Loader, Loading, chosen
 from tcpio_otel.errors import EnvironmentFault
 
 SMALLEST_RING_BYTES = 1 << 16
+RESERVED_SHARE = (
+    8  # one in eight bytes of a ring is kept for what tells of sockets: totals must not be lost with packets
+)
 WAKEUP_SHARE = 4  # a ring filled to one in four wakes the reader; what comes until it runs finds room
 
 
@@ -141,7 +144,10 @@ class Probe:
             self._object.update(rings_fd, cpu.to_bytes(4, "little"), ring.to_bytes(4, "little"))
 
     def _set_control(self) -> Control:
-        control = Control(wakeup_bytes=self.ring_bytes // WAKEUP_SHARE)
+        control = Control(
+            wakeup_bytes=self.ring_bytes // WAKEUP_SHARE,
+            packet_bytes=self.ring_bytes - self.ring_bytes // RESERVED_SHARE,
+        )
         self.loading.place(control)
         control.http_headers = self._contexts.http_headers
         control.filter_ports(self._filters.ports)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel.batch import Endpoint
-from tcpio_otel.connections.events import Start
+from tcpio_otel.connections.events import NONE, Start
 from tcpio_otel.connections.identity import Identity
 from tcpio_otel.connections.lifecycle import Life
 
@@ -23,16 +23,6 @@ class Totals(NamedTuple):
     retransmits: int
     rtt_smoothed_s: float | None
     rtt_min_s: float | None
-
-
-class Moved(NamedTuple):
-    """What the records of a connection add up to."""
-
-    bytes_sent: int
-    bytes_received: int
-    packets_sent: int
-    packets_received: int
-    retransmits: int
 
 
 class Row(NamedTuple):
@@ -75,6 +65,7 @@ class Fact(NamedTuple):
     new_state: int
     error: int
     reason: int
+    fin_received: int
 
 
 def facts(records: Records) -> list[Fact]:
@@ -100,8 +91,8 @@ class Entry:
     """What a slot holds besides its columns. `life` is None for segments that belong to no connection."""
 
     __slots__ = (
-        "attentive", "closed", "embryo", "errno_name", "identity", "life", "local", "moved_before", "netns",
-        "offset_ns", "peer", "reported", "reset_reason", "start", "totals",
+        "attentive", "before", "closed", "embryo", "errno_name", "identity", "life", "local", "moved_before", "netns",
+        "offset_ns", "older", "peer", "reported", "reset_reason", "start", "totals",
     )  # fmt: skip
 
     def __init__(self, local: Endpoint, peer: Endpoint, netns: int, life: Life | None, offset_ns: int) -> None:
@@ -109,7 +100,9 @@ class Entry:
         self.start = Start.OBSERVED
         self.identity: Identity | None = None
         self.totals: Totals | None = None
-        self.moved_before = Moved(0, 0, 0, 0, 0)  # by the time the totals were taken
+        self.moved_before = NONE  # by the time the totals were taken
+        self.older = False  # than the agent, or that may be
+        self.before = NONE  # what had been before anybody looked
         self.closed = False  # the kernel said so
         self.embryo: tuple[int, int] | None = None  # its place among the handshakes of listeners
         self.errno_name: str | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from tcpio_otel.batch import Endpoint, Names
 
@@ -41,6 +42,19 @@ class CloseReason(StrEnum):
     ABORTED = "aborted"  # ended by this end without a segment that says so
 
 
+class Counts(NamedTuple):
+    """What went over a connection: payload without retransmits, in bytes, and segments."""
+
+    bytes_sent: int
+    bytes_received: int
+    packets_sent: int
+    packets_received: int
+    retransmits: int
+
+
+NONE = Counts(0, 0, 0, 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Milestone:
     """Something that happened to a connection: becomes a span event. `time_ns` is Unix time."""
@@ -59,7 +73,7 @@ class Connection:
     that the socket sent and had acknowledged or received in order, without retransmits; `kernel_totals` says
     whether all totals come from the kernel's `tcp_sock`, or some from adding up records. `slot` is the table's, and
     good until its next `update`; the initial sequence numbers are None where they are not known. `peer_names` are
-    attributes that say who the peer is, which attribution adds.
+    attributes that say who the peer is, which attribution adds. `before` is what of the totals is older than the agent.
     """
 
     local: Endpoint
@@ -94,6 +108,13 @@ class Connection:
     local_isn: int | None = None
     peer_isn: int | None = None
     peer_names: Names = ()
+    before: Counts = NONE
+
+    @property
+    def counts(self) -> Counts:
+        """What went over it since it is followed."""
+        now = (self.bytes_sent, self.bytes_received, self.packets_sent, self.packets_received, self.retransmits)
+        return Counts(*(total - before for total, before in zip(now, self.before, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

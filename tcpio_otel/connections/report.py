@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from typing import Any
 
-from tcpio_otel.connections.entry import Entry, Moved, Totals
-from tcpio_otel.connections.events import CloseReason, Connection, End, Milestone
+from tcpio_otel.connections.entry import Entry, Totals
+from tcpio_otel.connections.events import CloseReason, Connection, Counts, End, Milestone
 from tcpio_otel.connections.identity import Identity
 from tcpio_otel.connections.lifecycle import HANDSHAKE, Life
 
 
 def connection(
-    entry: Entry, life: Life, ids: Identity, slot: int, flow: Any, moved: Moved, end: End | None, end_ns: int
+    entry: Entry, life: Life, ids: Identity, slot: int, flow: Any, moved: Counts, end: End | None, end_ns: int
 ) -> Connection:
     """The event of a connection: `flow` is its row (dtype FLOW), `moved` what its records add up to by now.
 
@@ -56,10 +56,11 @@ def connection(
         slot=slot,
         local_isn=life.local_isn,
         peer_isn=life.peer_isn,
+        before=entry.before,
     )
 
 
-def _totals(entry: Entry, now: Moved) -> Totals:
+def _totals(entry: Entry, now: Counts) -> Totals:
     """The kernel's totals and what records have added since; for want of them, all that records say."""
     then = entry.moved_before
     known = entry.totals or Totals(0, 0, 0, 0, 0, None, None)

@@ -6,8 +6,9 @@ connection's state, or needs telling in its span, goes through `lifecycle.Life` 
 
 import errno
 import itertools
+import struct
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 
 from tcpio_otel import native
 from tcpio_otel.batch import FLOW, RECORD, Batch, Birth, Direction, Endpoint, Flag, Kind, Mark, State, pick
-from tcpio_otel.connections.entry import ROW_FIELDS, Entry, Fact, Moved, Owner, Row, Totals, facts, owners
-from tcpio_otel.connections.events import Connection, End, Ends, Role, Start
+from tcpio_otel.connections.entry import ROW_FIELDS, Entry, Fact, Owner, Row, Totals, facts, owners
+from tcpio_otel.connections.events import Connection, Counts, End, Ends, Role, Start
 from tcpio_otel.connections.identity import (
     FIN_RECEIVED_STATES,
     Identity,
@@ -41,6 +42,14 @@ _NEVER = np.iinfo(np.int64).max
 
 ORPHAN_FIN_WAIT_NS = 60_000_000_000
 """How long the kernel waits for the peer's FIN once an application has let go (tcp_fin_timeout's default)."""
+
+GIVEN_UP_LIMIT = 1 << 16
+"""Connections that left before their sockets closed and are remembered for that, some 200 bytes each."""
+
+_CONNECTED = (
+    State.ESTABLISHED, State.FIN_WAIT1, State.FIN_WAIT2, State.CLOSE_WAIT, State.LAST_ACK, State.CLOSING,
+    State.TIME_WAIT,
+)  # fmt: skip
 
 _RESET_WINDOW = 1 << 26
 """How far a RST's number may be from the furthest seen: more than is ever under way, little of what can be guessed."""
@@ -85,6 +94,7 @@ class ConnectionTable:
         handshake_timeout_ns: after so long without completing, a handshake has failed.
         summary_interval_ns: how often an open connection gives a summary, if it was not silent; 0: never.
         kernel_totals: whether the source gives the kernel's own totals when a socket closes (kind SOCKET).
+        older_told: whether it tells of sockets that are older than itself before anything else.
         reset_reasons: the kernel's names for the reasons of RSTs.
 
     Attributes:
@@ -101,11 +111,13 @@ class ConnectionTable:
         handshake_timeout_ns: int,
         summary_interval_ns: int,
         kernel_totals: bool,
+        older_told: bool,
         reset_reasons: Mapping[int, str],
     ) -> None:
         self._limit, self._linger_ns, self._handshake_timeout_ns = limit, linger_ns, handshake_timeout_ns
         self._summary_interval_ns = summary_interval_ns
-        self._kernel_totals, self._reset_reasons = kernel_totals, reset_reasons
+        self._kernel_totals, self._older_told, self._reset_reasons = kernel_totals, older_told, reset_reasons
+        self._given_up: dict[tuple[int, ...], bool] = {}  # keys of connections that left before the kernel closed them
         self._index = Index()
         self._entries: list[Entry | None] = []
         self._free = array("q")  # a list would keep an object for each number, strewn over the memory of a burst
@@ -133,11 +145,12 @@ class ConnectionTable:
         self._payload = np.zeros(2 * slots, np.int64)
         self._high = np.zeros(2 * slots, np.uint32)  # one past the highest sequence number, modulo 2^32
         self._progress = np.zeros(2 * slots, np.int64)  # how far it came since the first segment
+        self._told = np.zeros(slots, np.int64)  # packets, when somebody last asked for what is active
 
     def _grow(self) -> None:
         self._deadlines = np.concatenate([self._deadlines, np.full_like(self._deadlines, _NEVER)])
         for name in ("flows", "_last_seen", "_attentive", "_waiting", "_holds", "_packets", "_payload", "_high",
-                     "_progress"):  # fmt: skip
+                     "_progress", "_told"):  # fmt: skip
             column = getattr(self, name)
             setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
 
@@ -156,6 +169,16 @@ class ConnectionTable:
         """Open connections whose summary fell due since the last call."""
         summaries, self._summaries = self._summaries, []
         return summaries
+
+    def active(self, now_ns: int) -> Iterator[Connection]:
+        """Open connections of which a packet was seen since the last call, as they are now; `now_ns` is their end."""
+        packets = self._packets[0::2] + self._packets[1::2]
+        changed = np.flatnonzero(packets != self._told)
+        self._told = packets
+        for slot in changed[changed < len(self._entries)].tolist():
+            entry = self._entries[slot]
+            if entry and not entry.reported and entry.life and entry.identity:
+                yield self._event(slot, entry, entry.life, entry.identity, None, now_ns)
 
     def ends(self, slot: int) -> Ends | None:
         """Which connection a slot holds; None when it has left."""
@@ -284,7 +307,7 @@ class ConnectionTable:
     def _birth(self, batch: Batch, record: Any, key: tuple[int, ...]) -> int | None:
         """A slot for the first record of a key; None when the record tells of no connection at all."""
         kind, flags, marks = int(record["kind"]), int(record["flags"]), int(record["marks"])
-        if kind in (Kind.RESET, Kind.CGROUP) or (kind == Kind.SOCKET and record["new_state"] == State.CLOSE):
+        if kind in (Kind.RESET, Kind.CGROUP) or (kind == Kind.SOCKET and not self._tells_of_unseen(record, key)):
             return None
         if kind == Kind.PACKET and marks & _LISTENER and flags & _SYN and flags & _ACK:
             joined = self._embryonic.get((int(record["netns"]), (int(record["ack"]) - 1) % _MODULUS))
@@ -303,10 +326,21 @@ class ConnectionTable:
         if life and start is Start.INHERITED:
             life.inherit(opened_by_us=None, local_isn=None, peer_isn=None)
         slot = self._open_slot(record, key, life, start, batch.unix_offset_ns)
+        entry = self._entries[slot]
+        if entry and start is Start.INHERITED:
+            entry.older = not self._older_told or (kind == Kind.SOCKET and record["new_state"] != State.CLOSE)
         if marks & _LISTENER and flags & (_SYN | _ACK) == _SYN:
             self._embryonic[embryo := (int(record["netns"]), int(record["seq"]))] = slot
             self._entries[slot].embryo = embryo  # type: ignore[union-attr]
         return slot
+
+    def _tells_of_unseen(self, record: Any, key: tuple[int, ...]) -> bool:
+        """Whether a socket's record is of a connection to be followed: an older one, or one whose packets were lost."""
+        if record["new_state"] != State.CLOSE:
+            return True
+        if not self._older_told or self._given_up.pop(key, False):
+            return False
+        return record["old_state"] in _CONNECTED and bool(record["segments_in"] or record["segments_out"])
 
     def _open_slot(self, record: Any, key: tuple[int, ...], life: Life | None, start: Start, offset_ns: int) -> int:
         entry = Entry(
@@ -332,6 +366,7 @@ class ConnectionTable:
         self._waiting[slot] = life is not None
         for column in (self._packets, self._payload, self._high, self._progress):
             column[2 * slot : 2 * slot + 2] = 0
+        self._told[slot] = 0
         if life is None:
             self._identify_stray(slot, record)
             self._schedule(slot, int(record["time_ns"]) + self._linger_ns)
@@ -558,7 +593,9 @@ class ConnectionTable:
         fin = fact.old_state in FIN_RECEIVED_STATES or (
             life.peer_fin_end is not None and life.peer_fin_end == fact.rcv_nxt
         )
+        fin |= fact.kind == Kind.SOCKET and fact.fin_received != 0
         received = fact.bytes_received
+        first = entry.totals is None
         entry.totals = Totals(
             bytes_sent=fact.bytes_sent - fact.bytes_retransmitted,
             bytes_received=received - 1 if fin and received else received,
@@ -568,6 +605,15 @@ class ConnectionTable:
             rtt_smoothed_s=smoothed / 1e6 if smoothed else None,
             rtt_min_s=least / 1e6 if least != _UNMEASURED_RTT and smoothed else None,
         )
+        if first and entry.older:
+            told, moved = entry.totals, entry.moved_before
+            entry.before = Counts(
+                bytes_sent=max(0, told.bytes_sent - moved.bytes_sent),
+                bytes_received=max(0, told.bytes_received - moved.bytes_received),
+                packets_sent=max(0, told.packets_sent - moved.packets_sent),
+                packets_received=max(0, told.packets_received - moved.packets_received),
+                retransmits=max(0, told.retransmits - moved.retransmits),
+            )
 
     # Ids.
 
@@ -672,11 +718,20 @@ class ConnectionTable:
             return
         self._index.remove(slot)
         self._entries[slot] = None
+        if self._older_told and entry.life is not None and not entry.closed:
+            self._give_up(entry)
         self._attentive[slot] = self._waiting[slot] = False
         self._deadlines[slot] = _NEVER
         self._leaving.append(slot)
         if entry.embryo and self._embryonic.get(entry.embryo) == slot:
             del self._embryonic[entry.embryo]
+
+    def _give_up(self, entry: Entry) -> None:
+        """Remember a connection whose socket's last record is still to come, so that it is not taken for another's."""
+        ports = struct.pack("<HHI", entry.local.port, entry.peer.port, entry.netns)
+        while len(self._given_up) >= GIVEN_UP_LIMIT:
+            del self._given_up[next(iter(self._given_up))]
+        self._given_up[struct.unpack("<5Q", entry.local.address + entry.peer.address + ports)] = True
 
     def _reclaim(self) -> None:
         """Make the slots of entries that left available, but for those that a caller holds."""
@@ -706,12 +761,12 @@ class ConnectionTable:
     def _event(self, slot: int, entry: Entry, life: Life, ids: Identity, end: End | None, end_ns: int) -> Connection:
         return connection(entry, life, ids, slot, self.flows[slot], self._moved(slot, entry, life), end, end_ns)
 
-    def _moved(self, slot: int, entry: Entry, life: Life) -> Moved:
+    def _moved(self, slot: int, entry: Entry, life: Life) -> Counts:
         """What records add up to, of those up to the one that is looked at now."""
         self._count_to(self._row + 1)
         received, sent = 2 * slot + Direction.RECEIVE, 2 * slot + Direction.TRANSMIT
         seen_opening = entry.start is Start.OBSERVED
-        return Moved(
+        return Counts(
             bytes_sent=int(self._progress[sent]) - (seen_opening and life.local_isn is not None) - life.fin_sent,
             bytes_received=(
                 int(self._progress[received])

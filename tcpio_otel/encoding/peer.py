@@ -2,6 +2,7 @@
 
 from tcpio_otel.attribution.naming import Kind, Known
 from tcpio_otel.batch import Names
+from tcpio_otel.connections.events import Connection, Role
 from tcpio_otel.encoding import names
 from tcpio_otel.encoding.endpoints import address_text
 
@@ -19,3 +20,30 @@ def peer_names(known: Known) -> Names:
     if real:
         attributes |= {names.REAL_PEER_ADDRESS: address_text(real.address), names.REAL_PEER_PORT: real.port}
     return tuple(attributes.items())
+
+
+_OWNERS = ("k8s.deployment.name", "k8s.statefulset.name", "k8s.daemonset.name", "k8s.cronjob.name", "k8s.job.name",
+           "k8s.replicaset.name", "k8s.replicationcontroller.name")  # fmt: skip
+_OF_WORKLOADS = ("kind", "k8s.service.name", "k8s.namespace.name", "service.name", "service.namespace", *_OWNERS)
+
+
+def series_peer(known: Known, connection: Connection) -> Names:
+    """What a series says of a connection's peer; of one that has no name, its address if it is the server."""
+    found = peer_workload(known)
+    if found or connection.role is not Role.CLIENT:
+        return found
+    return ((names.SERVER_ADDRESS, address_text(connection.peer.address)),)
+
+
+def peer_workload(known: Known) -> Names:
+    """What of that is the same for all pods of a workload: for series, of which there shall be few.
+
+    A pod of which no owner is known goes by its own name, and so does a node.
+    """
+    found = {name.removeprefix(names.PEER_PREFIX): value for name, value in peer_names(known)}
+    kept = {name: found[name] for name in _OF_WORKLOADS if name in found}
+    if found.get("kind") == Kind.POD and not any(name in found for name in ("service.name", *_OWNERS)):
+        kept["k8s.pod.name"] = found.get("k8s.pod.name", "")
+    if found.get("kind") == Kind.NODE:
+        kept["k8s.node.name"] = found.get("k8s.node.name", "")
+    return tuple((names.PEER_PREFIX + name, value) for name, value in kept.items())

@@ -64,11 +64,15 @@ class Resources:
         self._protobuf: Made = {}
         self._json: Made = {}
 
-    def resource(self, number: int) -> Resource:
+    def of(self, workload: Workload) -> Resource:
         """As the SDK has it."""
-        if not number:
+        if workload == UNKNOWN:
             return self._own
-        return Resource({**self._host, **workload_attributes(self._workload(number))}, names.SCHEMA_URL)
+        return Resource({**self._host, **workload_attributes(workload)}, names.SCHEMA_URL)
+
+    def resource(self, number: int) -> Resource:
+        """Likewise, by the workload's number."""
+        return self.of(self._workload(number)) if number else self._own
 
     def protobuf(self, number: int) -> bytes:
         """Serialised."""

@@ -68,6 +68,7 @@ def established(records: np.ndarray) -> ConnectionTable:
         handshake_timeout_ns=10**18,
         summary_interval_ns=0,
         kernel_totals=True,
+        older_told=True,
         reset_reasons={},
     )
     opening = records.copy()

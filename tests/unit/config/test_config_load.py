@@ -71,6 +71,8 @@ OTHERS = {
     "signals.traces": "none",
     "signals.metrics": "none",
     "metrics.interval": "10s",
+    "metrics.traffic": False,
+    "metrics.series_limit": 77,
     "log.level": "debug",
 } | {
     f"export.{section}{name}": value

@@ -531,3 +531,75 @@ def test_initial_sequence_numbers_follow_from_counters(
     )
     assert found is not None
     assert (found.opened_by_us, found.local, found.peer) == (opened_by_us, local, peer)
+
+
+def test_a_connection_of_which_every_packet_was_lost_is_known_by_its_socket() -> None:
+    """Where the kernel says how it closed: all that went over it, and, from its numbers, who opened it."""
+    numbers = {"snd_una": 1102, "snd_nxt": 1102, "write_seq": 1102, "bytes_acked": 102, "fin_received": 1}
+    end = End(isn=1000, peer_isn=5000).socket(State.LAST_ACK, sent=100, received=301, **numbers)
+    connection = only(lived(told(end), 90 * SECOND))
+    assert (connection.bytes_sent, connection.bytes_received) == (100, 300)
+    assert connection.counts == (100, 300, 5, 6, 0)
+    assert (connection.start, connection.end, connection.kernel_totals) == (Start.INHERITED, Ended.OBSERVED, True)
+    assert connection.role is Role.CLIENT
+    assert lived(told(end), 90 * SECOND, older_told=False) == []  # it may be older than the agent
+    assert lived(told(End().socket(State.SYN_SENT, segments_in=0)), 90 * SECOND) == []
+
+
+def test_a_socket_that_closes_late_is_no_other_connection() -> None:
+    """The connection was given up before, and has been counted."""
+    followed = table(limit=16)
+    silent = End(peer=("192.0.2.9", 9)).handshake()
+    followed.update(Batch(told(silent), 0, 0, silent.time_ns))
+    crowd = [
+        End(isn=10_000 + number, local=("192.0.2.1", 1000 + number), time_ns=11 * SECOND).handshake()
+        for number in range(40)
+    ]
+    _, ended = followed.update(Batch(told(*crowd), 0, 0, 12 * SECOND))
+    assert any(connection.peer.port == 9 for connection in ended)
+    late = End(peer=("192.0.2.9", 9), time_ns=13 * SECOND).socket(State.ESTABLISHED, sent=7)
+    followed.update(Batch(told(late), 0, 0, 13 * SECOND))
+    _, ended = followed.update(Batch(told(late)[:0], 0, 0, 90 * SECOND))
+    assert not any(connection.peer.port == 9 for connection in ended)
+    again = End(peer=("192.0.2.9", 9), time_ns=91 * SECOND).socket(State.ESTABLISHED, sent=8)
+    followed.update(Batch(told(again), 0, 0, 91 * SECOND))
+    _, ended = followed.update(Batch(told(again)[:0], 0, 0, 190 * SECOND))
+    assert [connection.bytes_sent for connection in ended if connection.peer.port == 9] == [8]
+
+
+def test_a_fin_that_was_lost_is_no_byte() -> None:
+    """The kernel counts it among those that were received, and says that it was."""
+    end = End().handshake().sends("FA", 1, 1).socket(State.FIN_WAIT2, received=301, fin_received=1)
+    assert only(lived(told(end), then_ns=90 * SECOND)).bytes_received == 300
+
+
+def test_what_is_older_than_the_agent_is_told_apart() -> None:
+    """By the first look at sockets; without one, by what packets add up to until the kernel first says more."""
+    numbers = {"snd_una": 2101, "snd_nxt": 2101, "write_seq": 2101, "rcv_nxt": 9001, "bytes_acked": 1101}
+    old = End(isn=1000, peer_isn=5000).socket(State.ESTABLISHED, State.ESTABLISHED, sent=1100, received=4000, **numbers)
+    old.sends("PA", 1101, 4001, 200).socket(State.ESTABLISHED, sent=1300, received=4000, segments_out=6)
+    assert only(lived(told(old), 90 * SECOND)).counts == (200, 0, 1, 0, 0)
+    middle = End().sends("PA", 1, 1, 100).gets("A", 1, 101)
+    closing = {"sent": 900, "received": 500, "segments_out": 9, "segments_in": 8}
+    middle.socket(State.ESTABLISHED, **closing)
+    assert only(lived(told(middle), 90 * SECOND)).counts == (900, 500, 9, 8, 0)  # its handshake was lost
+    assert only(lived(told(middle), 90 * SECOND, older_told=False)).counts == (100, 0, 1, 1, 0)
+
+
+def test_active_connections_are_told_once_for_each_packet() -> None:
+    """Those that are open, as they are by now; what takes a slot again is another."""
+    end = End().handshake().sends("PA", 1, 1, 100)
+    followed = table()
+    followed.update(Batch(told(end), 0, 0, end.time_ns))
+    (now,) = followed.active(end.time_ns)
+    assert (now.bytes_sent, now.packets_sent, now.end, now.end_ns) == (100, 3, None, end.time_ns)
+    assert list(followed.active(end.time_ns)) == []
+    more = End(time_ns=11 * SECOND).gets("PA", 1, 101, 50)
+    followed.update(Batch(told(more), 0, 0, more.time_ns))
+    assert [(now.bytes_received, now.packets_received) for now in followed.active(more.time_ns)] == [(50, 2)]
+    followed.update(Batch(told(End(time_ns=12 * SECOND).gets("R", 51).socket(State.ESTABLISHED)), 0, 0, 12 * SECOND))
+    assert list(followed.active(13 * SECOND)) == []
+    followed.update(Batch(told(more)[:0], 0, 0, 20 * SECOND))
+    next_ = End(isn=77, peer_isn=99, time_ns=21 * SECOND).handshake()
+    followed.update(Batch(told(next_), 0, 0, next_.time_ns))
+    assert [now.packets_sent for now in followed.active(next_.time_ns)] == [2]

@@ -1,0 +1,1 @@
+"""Connections to numbers: what went between workloads and their peers."""

@@ -1,0 +1,189 @@
+"""Series of traffic to OTLP metrics: a Resource for each workload, cumulative sums, exponential histograms."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.sdk.metrics import Exemplar
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    Buckets,
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
+    Metric,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.resources import Resource
+
+from tcpio_otel.aggregation.histogram import Histogram
+from tcpio_otel.aggregation.traffic import OVERFLOW, Key, Series
+from tcpio_otel.attribution.naming import Workload
+from tcpio_otel.batch import Names
+from tcpio_otel.connections.events import Role
+from tcpio_otel.encoding import names
+from tcpio_otel.encoding.spans import SCOPE
+
+Attributes = dict[str, str | int | bool]
+Told = list[tuple[Key, Series]]
+
+
+def key_attributes(key: Key) -> Attributes:
+    """What a series is about, beyond its Resource (docs/record.md)."""
+    if key == OVERFLOW:
+        return {names.OVERFLOW: True}
+    found: Attributes = dict(key.peer)
+    if key.role is not Role.UNKNOWN:
+        found |= {names.ROLE: key.role.value, names.SERVER_PORT: key.server_port}
+    return found
+
+
+POINTS = 2000
+"""Data points in a request, roughly: gRPC servers refuse more than 4 MiB."""
+
+
+def traffic_requests(
+    series: Iterable[tuple[Key, Series]],
+    resource: Callable[[Workload], Resource],
+    drop_reasons: Mapping[int, str],
+    now_ns: int,
+) -> Iterator[tuple[ExportMetricsServiceRequest, int]]:
+    """The metrics of series as export requests, each with its number of data points; arguments as for `traffic`."""
+    some: list[ResourceMetrics] = []
+    points = 0
+    for metrics in traffic(series, resource, drop_reasons, now_ns):
+        some.append(metrics)
+        points += sum(len(metric.data.data_points) for scope in metrics.scope_metrics for metric in scope.metrics)
+        if points >= POINTS:
+            yield encode_metrics(MetricsData(some)), points
+            some, points = [], 0
+    if some:
+        yield encode_metrics(MetricsData(some)), points
+
+
+def traffic(
+    series: Iterable[tuple[Key, Series]],
+    resource: Callable[[Workload], Resource],
+    drop_reasons: Mapping[int, str],
+    now_ns: int,
+) -> list[ResourceMetrics]:
+    """The metrics of series, by workload.
+
+    Args:
+        series: all of them; examples of their histograms are taken.
+        resource: of a workload.
+        drop_reasons: the running kernel's names.
+        now_ns: Unix time.
+    """
+    by_workload: dict[Workload, Told] = {}
+    for key, found in series:
+        by_workload.setdefault(key.workload, []).append((key, found))
+    return [
+        ResourceMetrics(
+            resource(workload), [ScopeMetrics(SCOPE, _metrics(told, drop_reasons, now_ns), names.SCHEMA_URL)],
+            names.SCHEMA_URL,
+        )
+        for workload, told in by_workload.items()
+    ]  # fmt: skip
+
+
+def _metrics(told: Told, drop_reasons: Mapping[int, str], now_ns: int) -> list[Metric]:
+    def total(name: str, unit: str, text: str, points: Callable[[Series], Iterable[tuple[int, Names]]]) -> Metric:
+        return Metric(
+            name, text, unit,
+            Sum(
+                [
+                    NumberDataPoint({**key_attributes(key), **dict(more)}, series.started_ns, now_ns, value)
+                    for key, series in told
+                    for value, more in points(series)
+                ],
+                AggregationTemporality.CUMULATIVE, is_monotonic=True,
+            ),
+        )  # fmt: skip
+
+    def directions(sent: int, received: int) -> list[tuple[int, Names]]:
+        return [
+            (value, ((names.IO_DIRECTION, direction),))
+            for value, direction in ((sent, "transmit"), (received, "receive"))
+        ]
+
+    def by(name: str, counts: Mapping[str, int]) -> list[tuple[int, Names]]:
+        return [(count, ((name, value),) if value else ()) for value, count in counts.items()]
+
+    def of_connections(series: Series) -> bool:
+        return bool(series.opened or series.closed or any(series.moved))
+
+    def moved(series: Series, unit: str) -> list[tuple[int, Names]]:
+        counts = series.counts
+        if not of_connections(series):
+            return []
+        return (
+            directions(counts.bytes_sent, counts.bytes_received)
+            if unit == "By"
+            else directions(counts.packets_sent, counts.packets_received)
+        )
+
+    found = [
+        total("tcp.io", "By", "Payload, without retransmits.", lambda series: moved(series, "By")),
+        total("tcp.packets", "{packet}", "Segments.", lambda series: moved(series, "{packet}")),
+        total(
+            "tcp.retransmits", "{packet}", "Segments that were sent again.",
+            lambda series: [(series.counts.retransmits, ())] if of_connections(series) else [],
+        ),
+        total(
+            "tcp.connections.opened", "{connection}", "Connections that were established.",
+            lambda series: [(series.opened, ())] if of_connections(series) else [],
+        ),
+        total(
+            "tcp.connections.closed", "{connection}", "Connections that ended.",
+            lambda series: by(names.CLOSE_REASON, series.closed),
+        ),
+        total(
+            "tcp.connections.failed", "{connection}", "Connections that were not established.",
+            lambda series: by(names.ERROR_TYPE, series.failed),
+        ),
+        total(
+            "tcp.resets", "{connection}", "Connections that a RST ended.",
+            lambda series: by(names.CLOSE_INITIATOR, series.resets),
+        ),
+        total(
+            "tcp.drops", "{packet}", "Segments that were received and dropped.",
+            lambda series: by(
+                names.DROP_REASON, {drop_reasons.get(reason, str(reason)): n for reason, n in series.drops.items()}
+            ),
+        ),
+        _histogram(
+            "tcp.handshake.duration", "From the SYN to the connection being established.", told,
+            lambda series: series.handshakes, now_ns,
+        ),
+        _histogram(
+            "tcp.rtt.smoothed", "The kernel's smoothed round-trip time, at the end of a connection.", told,
+            lambda series: series.round_trips, now_ns,
+        ),
+    ]  # fmt: skip
+    return [metric for metric in found if metric.data.data_points]
+
+
+def _histogram(name: str, text: str, told: Told, of: Callable[[Series], Histogram], now_ns: int) -> Metric:
+    points = [
+        _point(key_attributes(key), series.started_ns, now_ns, histogram)
+        for key, series in told
+        if (histogram := of(series)).count
+    ]
+    return Metric(name, text, "s", ExponentialHistogram(points, AggregationTemporality.CUMULATIVE))
+
+
+def _point(attributes: Attributes, started_ns: int, now_ns: int, histogram: Histogram) -> ExponentialHistogramDataPoint:
+    first, counts = histogram.counts()
+    slowest = histogram.take_slowest()
+    exemplars = []
+    if slowest:
+        ids = int.from_bytes(slowest.span_id), int.from_bytes(slowest.trace_id)
+        exemplars = [Exemplar({}, slowest.value, slowest.time_ns, *ids)]
+    return ExponentialHistogramDataPoint(
+        attributes, started_ns, now_ns, histogram.count, histogram.sum, histogram.scale, histogram.zeros,
+        Buckets(first, counts), Buckets(0, []), 0, histogram.least, histogram.most, exemplars,
+    )  # fmt: skip
