@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -130,6 +131,15 @@ def test_api_server_takes_it(helm: Helm, cluster: ControlPlane, kubeconfig: Path
     arguments = ("apply", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-n", NAMESPACE, "-f", "-")
     said = kubectl(cluster, kubeconfig, *arguments, given=text)
     assert len(said.splitlines()) == len([found for found in yaml.safe_load_all(text) if found])
+
+
+@pytest.mark.parametrize("version", ["1.25.0", "1.31.0", kubernetes_validate.latest_version()])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_schemas_of_other_versions_know_it(helm: Helm, scenario: str, version: str) -> None:
+    """Every field of every object, from the oldest Kubernetes of which schemas are had to the newest."""
+    for found in yaml.safe_load_all(helm.template(values_of(scenario))):
+        if found:
+            kubernetes_validate.validate(found, version, strict=True)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
