@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev python3-venv
-TEST_PACKAGES := python3-bpfcc tcpdump iproute2 ethtool nftables iptables libclang-rt-dev
+TEST_PACKAGES := python3-bpfcc tcpdump iproute2 ethtool nftables iptables libclang-rt-dev clang-19
 MATRIX_PACKAGES := qemu-system-x86 busybox-static kmod e2fsprogs
 
 SOURCES := $(wildcard bpf/*.h bpf/*.c tcpio_otel/*.h tcpio_otel/*/*.c tcpio_otel/*/*.h)

@@ -198,7 +198,8 @@ static __always_inline void fill_socket(struct tcpio_record *record, struct tcp_
 	record->socket.new_state = new_state;
 }
 
-static __always_inline void remember(struct segment *segment, const struct tcpio_headers *headers, __u32 bytes)
+/* A function of its own to spare the stack, as are those further down. */
+static __noinline void remember(struct segment *segment, const struct tcpio_headers *headers, __u32 bytes)
 {
 	segment->time_ns = bpf_ktime_get_boot_ns();
 	segment->bytes = bytes;
@@ -266,6 +267,11 @@ static __noinline void note_syn(const struct context *context, const struct tcpi
 	note_opening(context, &headers->tuple, owner);
 }
 
+static __noinline void name_ends(struct tcpio_tuple *tuple, struct tcp_sock *tp)
+{
+	fill_tuple(tuple, (struct sock *)tp);
+}
+
 static __always_inline bool decode_memory(struct tcpio_headers *headers, __u8 direction, const void *network)
 {
 	return tcpio_decode(headers, direction, network, load_memory, ipv6_memory);
@@ -329,7 +335,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, __u8 direction)
 		marks = TCPIO_MARK_LISTENER;
 		remember(sent ? &scratch->reply : &scratch->received, &headers, skb->len);
 	} else {
-		fill_tuple(&tuple, (struct sock *)tp);
+		name_ends(&tuple, tp);
 		if (!sent && !HAS_DROP_REASONS)
 			remember(&scratch->received, &headers, skb->len);
 		if (!same_ends(&tuple, &headers.tuple))
