@@ -6,12 +6,15 @@ BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev python3-venv
-TEST_PACKAGES := python3-bpfcc tcpdump iproute2 ethtool nftables iptables libclang-rt-dev clang-19
+IMAGE_PACKAGES := buildah debootstrap
+TEST_PACKAGES := python3-bpfcc tcpdump iproute2 ethtool nftables iptables libclang-rt-dev clang-19 $(IMAGE_PACKAGES)
 MATRIX_PACKAGES := qemu-system-x86 busybox-static kmod e2fsprogs
 
 SOURCES := $(wildcard bpf/*.h bpf/*.c tcpio_otel/*.h tcpio_otel/*/*.c tcpio_otel/*/*.h)
 # What `run` is given, as in `make run ARGS="--port 443"`.
 ARGS ?=
+BUILDER ?=
+IMAGE ?= tcpio-otel:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tcpio_otel/__init__.py)
 
 .DEFAULT_GOAL := help
 
@@ -100,6 +103,23 @@ format: setup ## Lay out Python and C as `lint` wants it
 .PHONY: bench
 bench: setup ## Measure the stages, in one run, against the OpenTelemetry SDK's own path
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+# IMAGE names it, ARGS="--target bcc" gives the one with BCC, BUILDER says by what. Behind an index of packages of one's own:
+# ARGS="--secret id=pip.conf,src=/etc/pip.conf --secret id=certificates,src=/etc/ssl/certs/ca-certificates.crt"
+.PHONY: image
+image: ## Build the container image by docker, podman or buildah
+	@builder="$(BUILDER)"; \
+	for found in docker podman buildah; do \
+		test -z "$$builder" && $$found info >/dev/null 2>&1 && builder=$$found; \
+	done; \
+	test -n "$$builder" || { echo "None of docker, podman and buildah works here: please install one"; exit 1; }; \
+	echo "Building $(IMAGE) by $$builder"; \
+	$$builder build --tag $(IMAGE) $(ARGS) .
+
+.PHONY: bench-image
+bench-image: setup ## As root: measure the images and how long they take to start
+	$(call install,$(IMAGE_PACKAGES))
+	@$(ROOT) env TCPIO_CACHE="$${TCPIO_CACHE:-$$HOME/.cache/tcpio-otel}" $(BIN)/python -m tests.bench.image
 
 .PHONY: clean
 clean: ## Remove what setup made

@@ -4,7 +4,6 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,18 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tcpio_otel.capture.libbpf import Library
 from tcpio_otel.capture.probe import cgroup_root
 from tests.peers import helm as peer
 from tests.peers.go import or_skip
 from tests.peers.kubernetes import build, control_plane
-from tests.peers.pod import started
-
-CHART = Path(__file__).parents[2] / "helm" / "tcpio-otel"
-FILE = "/etc/tcpio-otel/tcpio-otel.yaml"
-NODE = {"spec.nodeName": "node-a", "status.hostIP": "192.0.2.1"}
+from tests.peers.pod import CHART, CONFIGURATION, NODE, render, started, talk, wait_for
 
 Start = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
@@ -35,15 +29,6 @@ Start = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 def helm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which Helm is found."""
     return or_skip(lambda: peer.environment(tmp_path_factory.mktemp("helm")))
-
-
-def render(helm: dict[str, str], *settings: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The pod of the DaemonSet, and the files of its ConfigMap: for this host's cgroups and without an API server."""
-    settings = (f"config.capture.cgroup=/host{cgroup_root()}", "config.kubernetes.enabled=false", *settings)
-    command = ["helm", "template", "agent", str(CHART), *(f"--set={setting}" for setting in settings)]
-    text = subprocess.run(command, env=helm, capture_output=True, text=True, check=True).stdout
-    found = {found["kind"]: found for found in yaml.safe_load_all(text) if found}
-    return found["DaemonSet"]["spec"]["template"]["spec"], found["ConfigMap"]["data"]
 
 
 @pytest.fixture
@@ -57,27 +42,6 @@ def start(helm: dict[str, str], tmp_path: Path) -> Start:
         return started(pod, files, NODE, tmp_path, arguments)
 
     return start
-
-
-def wait_for(process: subprocess.Popen[str], words: str) -> None:
-    """Read what a process says until it says this."""
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if words in line:
-            return
-    raise AssertionError("".join(said))
-
-
-def talk() -> int:
-    """Send something over loopback; the server's port."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = int(server.getsockname()[1])
-        with socket.create_connection(("127.0.0.1", port)) as client, server.accept()[0] as accepted:
-            client.sendall(b"hello")
-            assert accepted.recv(5) == b"hello"
-    return port
 
 
 def logs(directory: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -95,7 +59,7 @@ def logs(directory: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
 
 def test_check(start: Start) -> None:
     """`helm test` finds nothing amiss, and the host's cgroups where the chart mounts them."""
-    with start("check", "-c", FILE) as process:
+    with start("check", "-c", CONFIGURATION) as process:
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert f"/host{cgroup_root()}" in said
@@ -104,7 +68,7 @@ def test_check(start: Start) -> None:
 
 def test_run(start: Start, tmp_path: Path) -> None:
     """From a pod's namespaces, what the host sends is recorded, and said to be the node's; no capability is left."""
-    with start("run", "-c", FILE) as process:
+    with start("run", "-c", CONFIGURATION) as process:
         wait_for(process, "recording to")
         port = str(talk())
         time.sleep(1)  # more than the latency of a ring
@@ -124,7 +88,7 @@ def test_run(start: Start, tmp_path: Path) -> None:
 
 def test_watch(start: Start) -> None:
     """The command of the notes shows packets."""
-    with start("watch", "-c", FILE) as process:
+    with start("watch", "-c", CONFIGURATION) as process:
         wait_for(process, "RADDR:RPORT")
         port = talk()
         wait_for(process, f"127.0.0.1:{port}")
@@ -133,7 +97,7 @@ def test_watch(start: Start) -> None:
 @pytest.mark.parametrize("capability", ["BPF", "PERFMON", "NET_ADMIN"])
 def test_each_capability_is_needed(start: Start, capability: str) -> None:
     """Without any one of them the agent ends, and says which is missing."""
-    with start("run", "-c", FILE, without=capability) as process:
+    with start("run", "-c", CONFIGURATION, without=capability) as process:
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 3
     assert f"CAP_{capability}" in said
@@ -141,7 +105,7 @@ def test_each_capability_is_needed(start: Start, capability: str) -> None:
 
 def test_without_syslog(start: Start) -> None:
     """Without it the agent runs, and `check` says what it costs where the kernel then hides its symbols."""
-    with start("check", "-c", FILE, without="SYSLOG") as process:
+    with start("check", "-c", CONFIGURATION, without="SYSLOG") as process:
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     if int(Path("/proc/sys/kernel/perf_event_paranoid").read_text()) > 1:
@@ -170,7 +134,7 @@ def test_seccomp_profile_forbids(profile: Path) -> None:
 def test_seccomp_profile(helm: dict[str, str], profile: Path, tmp_path: Path) -> None:
     """Under the chart's Localhost profile the agent loads the probe, records and sends; the filter is in force."""
     pod, files = render(helm, "seccompProfile.type=Localhost", f"seccompProfile.localhostProfile={profile.name}")
-    with started(pod, files, NODE, tmp_path, ["run", "-c", FILE], profiles=profile.parent) as process:
+    with started(pod, files, NODE, tmp_path, ["run", "-c", CONFIGURATION], profiles=profile.parent) as process:
         wait_for(process, "recording to")
         port = str(talk())
         time.sleep(1)
@@ -197,7 +161,7 @@ def test_published_contexts(helm: dict[str, str], tmp_path: Path) -> None:
         (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "host-bpf")
         assert volume["hostPath"]["path"] == "/sys/fs/bpf"
         volume["hostPath"]["path"] = str(mounted)
-        with started(pod, files, NODE, tmp_path, ["run", "-c", FILE]) as process:
+        with started(pod, files, NODE, tmp_path, ["run", "-c", CONFIGURATION]) as process:
             wait_for(process, "/sys/fs/bpf/otel/traces_ctx_v1 has another layout")
     finally:
         subprocess.run(["umount", mounted], check=True)
@@ -227,7 +191,7 @@ def test_pods_are_watched(helm: dict[str, str], tmp_path: Path) -> None:
         pod["containers"][0]["volumeMounts"].append(mount)
         server = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(cluster.port)}
         pod["containers"][0]["env"] += [{"name": name, "value": value} for name, value in server.items()]
-        with started(pod, files, NODE, tmp_path, ["run", "-c", FILE], networks=()) as process:
+        with started(pod, files, NODE, tmp_path, ["run", "-c", CONFIGURATION], networks=()) as process:
             wait_for(process, "watching the pods of node node-a: 1 known")
             process.send_signal(signal.SIGTERM)
             said, _ = process.communicate(timeout=60)

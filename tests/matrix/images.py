@@ -64,7 +64,7 @@ class _Apt:
             (state / part).mkdir(parents=True, exist_ok=True)
         suites = [release] if release == "sid" else [release, f"{release}-security"]
         lines = [
-            f"deb [signed-by={_KEYRING}] {_archive()}{'-security' if suite.endswith('-security') else ''} {suite} main"
+            f"deb [signed-by={_KEYRING}] {archive()}{'-security' if suite.endswith('-security') else ''} {suite} main"
             for suite in suites
         ]
         (state / "sources.list").write_text("\n".join(lines) + "\n")
@@ -103,7 +103,7 @@ class _Apt:
         return list(self._state.glob("*.deb"))
 
 
-def _archive() -> str:
+def archive() -> str:
     """The address of the Debian archive that this machine's own apt uses.
 
     Raises:

@@ -1,13 +1,15 @@
 """The container of a rendered pod, started as a kubelet and a runtime would: its mounts, variables and capabilities.
 
-There is no image: its root is an empty one, read-only, with this machine's programs and this repository in it. What is
-the runtime's own comes as containerd has it: namespaces for mounts, network and cgroups, a /sys/fs/cgroup that begins
-at the pod, and no new privileges. Its own seccomp and LSM profiles are missing; one of the pod's is loaded.
+Its root is that of an image or, where none is given, an empty one with this machine's programs and this repository in
+it, which saves building one. What is the runtime's own comes as containerd has it: namespaces for mounts, network and
+cgroups, a /sys/fs/cgroup that begins at the pod, a /dev/shm, and no new privileges. Its own seccomp and LSM profiles
+are missing; one of the pod's is loaded.
 """
 
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +17,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tcpio_otel.capture.probe import cgroup_root
+from tests.peers.image import Image
 
 REPOSITORY = Path(__file__).parents[2]
+CHART = REPOSITORY / "helm" / "tcpio-otel"
+CONFIGURATION = "/etc/tcpio-otel/tcpio-otel.yaml"
+NODE = {"spec.nodeName": "node-a", "status.hostIP": "192.0.2.1"}
 PROGRAMS = ("/usr", "/bin", "/lib", "/lib64", "/sbin", sys.prefix, sys.base_prefix, str(REPOSITORY))
 
 
-def _as_root_of(directory: Path, pod: Mapping[str, Any], files: Mapping[str, str], writable: Path) -> Iterator[str]:
-    """Commands that make `directory` the root of the pod's container."""
+def render(helm: Mapping[str, str], *settings: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The pod of the DaemonSet, and the files of its ConfigMap: for this host's cgroups and without an API server."""
+    settings = (f"config.capture.cgroup=/host{cgroup_root()}", "config.kubernetes.enabled=false", *settings)
+    command = ["helm", "template", "agent", str(CHART), *(f"--set={setting}" for setting in settings)]
+    text = subprocess.run(command, env=helm, capture_output=True, text=True, check=True).stdout
+    found = {found["kind"]: found for found in yaml.safe_load_all(text) if found}
+    return found["DaemonSet"]["spec"]["template"]["spec"], found["ConfigMap"]["data"]
+
+
+def _without_image(directory: Path) -> Iterator[str]:
+    """Commands that put this machine's programs and this repository into `directory`."""
     q = shlex.quote
     yield f"mount -t tmpfs none {directory}"
     kept: list[str] = []
@@ -31,7 +48,19 @@ def _as_root_of(directory: Path, pod: Mapping[str, Any], files: Mapping[str, str
             kept.append(source)
             yield f"mkdir -p {q(f'{directory}{source}')} && mount --rbind -o ro {q(source)} {q(f'{directory}{source}')}"
     yield f"mkdir -p {directory}/{{etc,proc,sys,dev}} && cp /etc/ld.so.cache {directory}/etc"
+
+
+def _as_root_of(
+    directory: Path, pod: Mapping[str, Any], files: Mapping[str, str], writable: Path, image: Image | None
+) -> Iterator[str]:
+    """Commands that make `directory` the root of the pod's container."""
+    q = shlex.quote
+    if image:
+        yield f"mount --bind {q(str(image.root))} {directory}"
+    else:
+        yield from _without_image(directory)
     yield f"mount --rbind /proc {directory}/proc && mount --rbind /dev {directory}/dev"
+    yield f"mount -t tmpfs -o size=64m,nosuid,nodev,noexec none {directory}/dev/shm"
     yield f"mount -t sysfs -o ro none {directory}/sys && mount -t cgroup2 -o ro none {directory}/sys/fs/cgroup"
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     for mount in pod["containers"][0]["volumeMounts"]:
@@ -50,7 +79,7 @@ def _as_root_of(directory: Path, pod: Mapping[str, Any], files: Mapping[str, str
         if mount.get("readOnly"):
             yield f"mount -o remount,bind,ro {q(target)}"
     if pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"]:
-        yield f"mount -o remount,ro {directory}"
+        yield f"mount -o remount,bind,ro {directory}"
 
 
 def _variables(pod: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, str]:
@@ -71,6 +100,7 @@ def started(
     arguments: Sequence[str],
     profiles: Path | None = None,
     networks: Sequence[str] = ("--net",),
+    image: Image | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
     """The container's process, with both its outputs in one pipe; killed at the end if it still runs.
 
@@ -83,6 +113,7 @@ def started(
         profiles: the kubelet's directory of seccomp profiles; it must be in the repository.
         networks: the options of `unshare` for a network namespace; none: the host's, from where a test's servers are
             reached.
+        image: what the container's command and its root come from.
     """
     container = pod["containers"][0]
     security = container["securityContext"]
@@ -97,18 +128,38 @@ def started(
     if profiles and security["seccompProfile"]["type"] == "Localhost":
         profile = profiles / security["seccompProfile"]["localhostProfile"]
         inside += ["env", f"PYTHONPATH={REPOSITORY}", sys.executable, "-m", "tests.peers.seccomp", str(profile)]
-    inside += [sys.executable, "-m", "tcpio_otel.cli", *arguments]
-    steps = ["set -e", *_as_root_of(root, pod, files, directory)]
-    steps += [f"exec chroot {root} {shlex.join(inside)}"]
+    inside += [*(container["command"] if image else [sys.executable, "-m", "tcpio_otel.cli"]), *arguments]
+    steps = ["set -e", *_as_root_of(root, pod, files, directory, image)]
+    given = image.environment if image else {"PATH": os.environ["PATH"]}
+    environment = [f"{name}={value}" for name, value in (given | _variables(pod, fields)).items()]
+    steps += [f"exec chroot {root} {shlex.join(['env', '-i', *environment, *inside])}"]
     unshare = ["unshare", "--mount", "--cgroup", *networks, "bash", "-c", "; ".join(steps)]
     enter = f"echo $$ > {cgroup}/cgroup.procs; exec {shlex.join(unshare)}"
-    environment = {"PATH": os.environ["PATH"], **_variables(pod, fields)}
-    process = subprocess.Popen(
-        ["bash", "-c", enter], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = subprocess.Popen(["bash", "-c", enter], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         yield process
     finally:
         process.kill()
         process.wait()
         cgroup.rmdir()
+
+
+def wait_for(process: subprocess.Popen[str], words: str) -> None:
+    """Read what a process says until it says this."""
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if words in line:
+            return
+    raise AssertionError("".join(said))
+
+
+def talk() -> int:
+    """Send something over loopback; the server's port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+        with socket.create_connection(("127.0.0.1", port)) as client, server.accept()[0] as accepted:
+            client.sendall(b"hello")
+            assert accepted.recv(5) == b"hello"
+    return port
