@@ -38,9 +38,15 @@ def total(points: Points, name: str, **wanted: Any) -> int:
     )
 
 
+def only(namespace: Namespace) -> dict[str, str]:
+    """Let the agent record that network alone: sums are over all that it saw."""
+    return {"TCPIO_CAPTURE_NETWORK_NAMESPACE": f"/run/netns/{namespace.name}"}
+
+
 def test_series_add_up_to_spans_and_to_what_programs_counted(namespace: Namespace, tmp_path: Path) -> None:
     """Connections that end well, are refused, and are reset; with exports while they go on."""
-    with agent(tmp_path, "run", "--otlp-file", "out", TCPIO_METRICS_INTERVAL="200ms") as watcher:
+    settings = {**only(namespace), "TCPIO_METRICS_INTERVAL": "200ms"}
+    with agent(tmp_path, "run", "--otlp-file", "out", **settings) as watcher:
         counted = namespace.traffic("exchange", "4", "200", "1000", "30000")
         reset = namespace.traffic("reset")
         namespace.traffic("refused", "4")
@@ -84,11 +90,7 @@ def test_series_are_exact_when_packets_are_lost(namespace: Namespace, tmp_path: 
     Of long connections, and of short ones of which not a single packet finds room. Which end is the client is not
     always known of these, as the numbers of a socket that closes in a hurry do not tell.
     """
-    settings = {
-        "TCPIO_CAPTURE_RING_MEMORY": "1MiB",
-        "TCPIO_CAPTURE_NETWORK_NAMESPACE": f"/run/netns/{namespace.name}",
-        "TCPIO_METRICS_INTERVAL": "500ms",
-    }
+    settings = {**only(namespace), "TCPIO_CAPTURE_RING_MEMORY": "1MiB", "TCPIO_METRICS_INTERVAL": "500ms"}
     with agent(tmp_path, "run", "--otlp-file", "out", **settings) as watcher:
         watcher.process.send_signal(signal.SIGSTOP)
         runs = [namespace.traffic("exchange", "4", *run) for run in (("3", "1000", "200000000"), ("100", "9", "7000"))]
