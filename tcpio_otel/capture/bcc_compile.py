@@ -108,4 +108,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        sys.exit("it lays out headers first, and no directory is writable here: set TMPDIR to one that is")
     sys.exit(main())

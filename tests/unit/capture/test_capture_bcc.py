@@ -124,3 +124,15 @@ def test_sockets_are_found_with_their_holder_and_role() -> None:
     ]  # fmt: skip
     name = os.fsencode(Path(os.readlink("/proc/self/exe")).name)[:15]
     assert {(held.pid, held.name) for held in found} == {(os.getpid(), name)}
+
+
+def test_no_directory_to_write_to_is_one_line(tmp_path: Path) -> None:
+    """A root that is read-only, as containers have it; what to do is said."""
+    tempfile_of_nobody = tmp_path / "sitecustomize.py"
+    tempfile_of_nobody.write_text("import tempfile; tempfile._candidate_tempdir_list = lambda: ['/proc/nowhere']")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$2"\n')
+    python.chmod(0o755)
+    with pytest.raises(EnvironmentFault, match="set TMPDIR to one that is") as caught:
+        bcc.compile_probe([str(python)])
+    assert "Traceback" not in str(caught.value)
