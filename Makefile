@@ -8,6 +8,8 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev python3-venv
 IMAGE_PACKAGES := buildah debootstrap
 TEST_PACKAGES := python3-bpfcc tcpdump iproute2 ethtool nftables iptables libclang-rt-dev clang-19 $(IMAGE_PACKAGES)
+# Who has a runtime already, from Docker's packages say, keeps it.
+NODE_PACKAGES := $(if $(shell command -v containerd),,containerd runc) containernetworking-plugins busybox-static
 MATRIX_PACKAGES := qemu-system-x86 busybox-static kmod e2fsprogs
 
 SOURCES := $(wildcard bpf/*.h bpf/*.c tcpio_otel/*.h tcpio_otel/*/*.c tcpio_otel/*/*.h)
@@ -85,6 +87,11 @@ demo-trace: setup ## As root: two services, a packet lost between them, and the 
 	$(call install,iproute2)
 	@$(BIN)/python -m tests.demo --build
 	@$(ROOT) env TCPIO_CACHE="$${TCPIO_CACHE:-$$HOME/.cache/tcpio-otel}" $(BIN)/python -m tests.demo $(ARGS)
+
+.PHONY: e2e-kubernetes
+e2e-kubernetes: setup ## As root: a cluster of one node with the chart in it; runtime, kubelet and image are real
+	$(call install,$(TEST_PACKAGES) $(NODE_PACKAGES))
+	@$(ROOT) $(BIN)/python -m pytest tests/integration/test_integration_node.py $(ARGS)
 
 .PHONY: lint
 lint: setup ## Check style, types, import direction and the layout of the C code

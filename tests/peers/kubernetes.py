@@ -1,7 +1,7 @@
 """A real Kubernetes API server with its etcd, built once, started for a test on loopback.
 
 It has RBAC and no controllers: nothing turns a Deployment into pods, and no kubelet says where one runs. A test writes
-what they would.
+what they would. With an address that pods reach, it is one for tests.peers.node, which has all of that.
 """
 
 import base64
@@ -51,14 +51,14 @@ def build() -> Path:
 class ControlPlane:
     """An API server that is running, and the etcd that keeps its objects."""
 
-    def __init__(self, directory: Path, flags: tuple[str, ...]) -> None:
+    def __init__(self, directory: Path, flags: tuple[str, ...], address: str, service: str) -> None:
         self.directory = directory
         self.port = free_port()
-        self.url = f"https://127.0.0.1:{self.port}"
+        self.url = f"https://{address}:{self.port}"
         self.ca_file = directory / "ca.pem"
         self.admin_token = secrets.token_urlsafe()
         self.kubectl = build() / "kubectl"
-        self._flags = flags
+        self._flags, self._address, self._service = flags, address, service
         self._etcd_url = f"http://127.0.0.1:{free_port()}"
         self._signing_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -66,9 +66,10 @@ class ControlPlane:
         self._http = urllib3.PoolManager(ca_certs=str(self.ca_file), retries=False)
 
     def _write_credentials(self) -> None:
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(self.ca_file)
-        certificate = authority.issue_cert("127.0.0.1", "localhost", "kubernetes.default.svc")
+        self.authority = trustme.CA()
+        self.authority.cert_pem.write_to_path(self.ca_file)
+        names = {self._address, self._service, "localhost", "kubernetes.default.svc"}
+        certificate = self.authority.issue_cert(*sorted(names - {""}))
         certificate.private_key_and_cert_chain_pem.write_to_path(self.directory / "server.pem")
         key = self._signing_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         (self.directory / "accounts.pem").write_bytes(key)
@@ -81,13 +82,14 @@ class ControlPlane:
             RuntimeError: it does not come up; the message has the end of its log.
         """
         certificate, accounts = self.directory / "server.pem", self.directory / "accounts.pem"
+        # A loopback address may not be in an endpoint; and accounts come from a controller, which the other has.
+        alone = ("--endpoint-reconciler-type=none", "--disable-admission-plugins=ServiceAccount")
         self._run(
             "kube-apiserver",
             f"--etcd-servers={self._etcd_url}",
-            "--bind-address=127.0.0.1",
+            f"--bind-address={self._address}",
             f"--secure-port={self.port}",
-            "--advertise-address=127.0.0.1",
-            "--endpoint-reconciler-type=none",  # it would publish that address, which an endpoint may not have
+            f"--advertise-address={self._address}",
             f"--tls-cert-file={certificate}",
             f"--tls-private-key-file={certificate}",
             f"--token-auth-file={self.directory / 'tokens.csv'}",
@@ -95,8 +97,8 @@ class ControlPlane:
             f"--service-account-issuer={self.url}",
             f"--service-account-key-file={accounts}",
             f"--service-account-signing-key-file={accounts}",
-            "--disable-admission-plugins=ServiceAccount",  # it waits for accounts that a controller would make
             "--shutdown-watch-termination-grace-period=1s",  # an open watch would hold it up for a minute
+            *(() if self._service else alone),
             *self._flags,
             ready=lambda: self.call("GET", "/readyz").status == 200,
         )
@@ -213,14 +215,22 @@ def _base64url(data: bytes) -> str:
 
 
 @contextmanager
-def control_plane(directory: Path, *flags: str) -> Iterator[ControlPlane]:
+def control_plane(
+    directory: Path, *flags: str, address: str = "127.0.0.1", service: str = ""
+) -> Iterator[ControlPlane]:
     """Start etcd and an API server, which is given the flags too; certificates, data and logs go into the directory.
+
+    Args:
+        directory: where they go.
+        flags: more of the API server's.
+        address: where it listens.
+        service: the address of its Service, of a cluster that has nodes and controllers; empty: of one without.
 
     Raises:
         LookupError: they cannot be built here.
         RuntimeError: one of them does not come up.
     """
-    running = ControlPlane(directory, flags)
+    running = ControlPlane(directory, flags, address, service)
     with ExitStack() as stack:
         stack.callback(running._end, "etcd")
         stack.callback(running.stop)
