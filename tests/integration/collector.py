@@ -2,15 +2,17 @@
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.peers.server import listening
 
 VERSION = "0.159.0"
 CACHE = Path(os.environ.get("TCPIO_CACHE", Path.home() / ".cache" / "tcpio-otel"))
@@ -20,14 +22,8 @@ COMPONENTS = {
     "processors": [f"{CONTRIB}/processor/k8sattributesprocessor"],
     "exporters": ["go.opentelemetry.io/collector/exporter/otlpexporter", f"{CONTRIB}/exporter/fileexporter"],
 }
-# Another set of components is another Collector.
 BINARY = CACHE / f"collector-{VERSION}-{sum(map(len, COMPONENTS.values()))}" / "otelcol-tcpio-test"
-MANIFEST = json.dumps(
-    {
-        "dist": {"name": BINARY.name, "output_path": str(BINARY.parent)},
-        **{kind: [{"gomod": f"{module} v{VERSION}"} for module in modules] for kind, modules in COMPONENTS.items()},
-    }
-)
+"""Another set of components is another Collector: its directory says how many they are."""
 
 
 def build() -> Path:
@@ -36,13 +32,25 @@ def build() -> Path:
     Raises:
         LookupError: there is no Go here to build it with, or the build failed; the message says which.
     """
-    if BINARY.exists():
-        return BINARY
+    return made_of(COMPONENTS, BINARY)
+
+
+def made_of(components: dict[str, list[str]], binary: Path) -> Path:
+    """A Collector made of these components, built if it is not in the cache; raises what `build` does.
+
+    A component is a module's path, with a version after a space where it is not the Collector's own.
+    """
+    if binary.exists():
+        return binary
     if shutil.which("go") is None:
         raise LookupError("Go is not installed: a Collector cannot be built")
-    BINARY.parent.mkdir(parents=True, exist_ok=True)
-    manifest = BINARY.parent / "manifest.yaml"
-    manifest.write_text(MANIFEST)
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    manifest = binary.parent / "manifest.yaml"
+    modules = {
+        kind: [{"gomod": module if " " in module else f"{module} v{VERSION}"} for module in named]
+        for kind, named in components.items()
+    }
+    manifest.write_text(json.dumps({"dist": {"name": binary.name, "output_path": str(binary.parent)}, **modules}))
     environment = {**os.environ, "GOBIN": str(CACHE / "bin"), "CGO_ENABLED": "0"}
     for command in (
         ["go", "install", f"go.opentelemetry.io/collector/cmd/builder@v{VERSION}"],
@@ -50,15 +58,17 @@ def build() -> Path:
     ):
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if result.returncode:
-            raise LookupError(f"the Collector does not build here: {result.stderr.strip().splitlines()[-1]}")
-    return BINARY
+            said = " / ".join(result.stderr.strip().splitlines()[-2:])
+            raise LookupError(f"the Collector does not build here: {said}")
+    return binary
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of loopback that nobody listens on, and that the kernel gives to nobody who connects."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(20_000, 30_000)))
+            return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -72,6 +82,9 @@ class Collector:
     process: subprocess.Popen[bytes] | None = None
     configuration: dict[str, Any] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    binary: Path = BINARY
+    shown: tuple[Path, ...] = ()
+    """Files that it reads first: what it is configured with then comes on top of them."""
 
     def _default(self) -> dict[str, Any]:
         """OTLP in by both protocols, with TLS or without, and one file out."""
@@ -94,20 +107,14 @@ class Collector:
         """Start it, and wait until it listens."""
         path = self.directory / "collector.yaml"
         path.write_text(json.dumps(self.configuration or self._default()))
-        with (self.directory / "collector.log").open("ab") as log:
+        files = [argument for file in (*self.shown, path) for argument in ("--config", str(file))]
+        log = self.directory / "collector.log"
+        with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [BINARY, "--config", path], stdout=log, stderr=log, env={**os.environ, **self.environment}
+                [self.binary, *files], stdout=output, stderr=output, env={**os.environ, **self.environment}
             )
-        deadline = time.monotonic() + 30
         for port in (self.grpc_port, self.http_port):
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), 1).close()
-                    break
-                except OSError:
-                    assert self.process.poll() is None, (self.directory / "collector.log").read_text()
-                    assert time.monotonic() < deadline, "the Collector does not listen"
-                    time.sleep(0.05)
+            listening(self.process, port, log)
 
     def stop(self) -> None:
         """Stop it; it writes out what it has."""
@@ -117,9 +124,9 @@ class Collector:
             self.process = None
 
     def received(self, resources: str, scopes: str, items: str) -> list[dict[str, Any]]:
-        """The items of a signal that it has written, once it was stopped."""
+        """The items of a signal that it has written: all, once it was stopped; before, those of whole lines."""
         found = []
-        for line in (self.directory / "received.json").read_text().splitlines():
+        for line in (self.directory / "received.json").read_text().rpartition("\n")[0].splitlines():
             for resource in json.loads(line).get(resources, []):
                 for scope in resource[scopes]:
                     found += scope[items]

@@ -1,0 +1,55 @@
+"""The real Prometheus, built once, started for a test, and asked over its API. It takes metrics by OTLP."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.integration.collector import free_port
+from tests.peers.go import programs
+from tests.peers.server import get, serving
+
+MODULE = "github.com/prometheus/prometheus"
+VERSION = "0.316.0"
+"""Of the module: Prometheus 3.16."""
+
+
+def build() -> Path:
+    """Its binary, built if it is not in the cache; raises what `programs` does."""
+    return programs("prometheus", MODULE, f"v{VERSION}", {"prometheus": f"{MODULE}/cmd/prometheus"}) / "prometheus"
+
+
+Labels = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """One that is running."""
+
+    url: str
+
+    @property
+    def endpoint(self) -> str:
+        """Where a Collector sends to."""
+        return self.url
+
+    def query(self, query: str) -> list[tuple[Labels, float]]:
+        """The samples of an instant query; of a native histogram, how many it has counted."""
+        answer = json.loads(get(f"{self.url}/api/v1/query", query=query))
+        return [
+            (each["metric"], float(each["value"][1] if "value" in each else each["histogram"][1]["count"]))
+            for each in answer["data"]["result"]
+        ]
+
+
+@contextmanager
+def started(directory: Path) -> Iterator[Prometheus]:
+    """Start it with an empty store in a directory, on loopback; it scrapes nobody."""
+    port = free_port()
+    configuration = directory / "prometheus.yml"
+    configuration.write_text("{}")
+    flags = [f"--config.file={configuration}", f"--storage.tsdb.path={directory / 'prometheus'}"]
+    flags += [f"--web.listen-address=127.0.0.1:{port}", "--web.enable-otlp-receiver"]
+    with serving([build(), *flags], port, directory / "prometheus.log") as url:
+        yield Prometheus(url)
