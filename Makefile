@@ -8,6 +8,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev python3-venv
 IMAGE_PACKAGES := buildah debootstrap
 TEST_PACKAGES := python3-bpfcc tcpdump iproute2 ethtool nftables iptables libclang-rt-dev clang-19 $(IMAGE_PACKAGES)
+BACKEND_TESTS := $(addprefix tests/integration/test_integration_,collectors.py queries.py dashboards.py)
 # Who has a runtime already, from Docker's packages say, keeps it.
 NODE_PACKAGES := $(if $(shell command -v containerd),,containerd runc) containernetworking-plugins busybox-static
 MATRIX_PACKAGES := qemu-system-x86 busybox-static kmod e2fsprogs
@@ -87,6 +88,11 @@ demo-trace: setup ## As root: two services, a packet lost between them, and the 
 	$(call install,iproute2)
 	@$(BIN)/python -m tests.demo --build
 	@$(ROOT) env TCPIO_CACHE="$${TCPIO_CACHE:-$$HOME/.cache/tcpio-otel}" $(BIN)/python -m tests.demo $(ARGS)
+
+.PHONY: test-backends
+test-backends: setup ## What the examples for Collectors and backends say, run with these; builds them, some forty minutes once
+	$(call install,$(TEST_PACKAGES))
+	@BUILD_BACKENDS=1 $(BIN)/python -m pytest $(BACKEND_TESTS) $(ARGS)
 
 .PHONY: e2e-kubernetes
 e2e-kubernetes: setup ## As root: a cluster of one node with the chart in it; runtime, kubelet and image are real

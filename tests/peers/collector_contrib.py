@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.collector import CACHE, CONTRIB, VERSION, Collector, free_port, made_of
+from tests.peers.go import asked_for
 from tests.peers.server import PATIENCE_S, REPOSITORY
 
 CORE = "go.opentelemetry.io/collector"
@@ -51,11 +52,13 @@ def build() -> Path:
     Raises:
         LookupError: there is no Go here to build it with, or the build failed; the message says which.
     """
+    asked_for(BINARY.parent)
     return made_of(COMPONENTS, BINARY)
 
 
 def build_elastic() -> Path:
     """The same, for Elasticsearch and OpenSearch; raises what `build` does."""
+    asked_for(ELASTIC_BINARY.parent)
     return made_of(ELASTIC_COMPONENTS, ELASTIC_BINARY)
 
 

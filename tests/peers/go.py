@@ -24,8 +24,29 @@ def or_skip(build: Callable[[], Made]) -> Made:
         pytest.skip(str(reason))
 
 
+BUILD_BACKENDS = "BUILD_BACKENDS"
+"""The variable that asks for what takes long to build."""
+
+
+def asked_for(built: Path) -> None:
+    """Go on only if a peer that takes long to build is there, or was asked for.
+
+    Raises:
+        LookupError: it is neither; the message says how to ask.
+    """
+    if not built.exists() and not os.environ.get(BUILD_BACKENDS):
+        raise LookupError(f"{built.name} is not built yet: make test-backends builds it, which takes a while")
+
+
 def programs(
-    name: str, module: str, version: str, packages: Mapping[str, str], *, link: str = "", sibling: str = ""
+    name: str,
+    module: str,
+    version: str,
+    packages: Mapping[str, str],
+    *,
+    link: str = "",
+    sibling: str = "",
+    slow: bool = False,
 ) -> Path:
     """The directory of a module's programs in the cache, where they are built if it is not there.
 
@@ -36,6 +57,7 @@ def programs(
         packages: what to call each program, and the package it is built from.
         link: options for the linker; that is where some programs learn their version.
         sibling: the version to take of modules that this one replaces by folders of its own repository.
+        slow: whether to build it only where that was asked for.
 
     Raises:
         LookupError: there is no Go here to build them with, or the build failed; the message says which.
@@ -43,6 +65,8 @@ def programs(
     built = CACHE / f"{name}-{version.removeprefix('v')}"
     if built.exists():
         return built
+    if slow:
+        asked_for(built)
     if shutil.which("go") is None:
         raise LookupError(f"Go is not installed: {', '.join(packages)} cannot be built")
     CACHE.mkdir(parents=True, exist_ok=True)
