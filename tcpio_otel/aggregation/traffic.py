@@ -90,10 +90,11 @@ class Traffic:
 
     Args:
         limit: of series; what finds no place comes to `OVERFLOW`.
+        like: what a workload is to series; those that are the same to them share theirs.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, like: Callable[[Workload], Workload] = lambda workload: workload) -> None:
+        self._limit, self._like = limit, like
         self._series: dict[Key, Series] = {}
         self._told: dict[int, _Told] = {}  # by slot of open connections
 
@@ -109,7 +110,7 @@ class Traffic:
             peer: what is said of its other end.
             now_ns: Unix time.
         """
-        key = Key(workload, peer, connection.role, _server_port(connection))
+        key = Key(self._like(workload), peer, connection.role, _server_port(connection))
         told = self._told.get(connection.slot)
         if told is None or told.start_ns != connection.start_ns:
             told = _Told(connection.start_ns, key)
@@ -153,7 +154,7 @@ class Traffic:
         if len(records):
             found = zip(workloads.tolist(), records["drop_reason"].tolist(), strict=True)
             for (number, reason), count in Counter(found).items():
-                self._of(Key(of(number), (), Role.UNKNOWN, 0), now_ns, now_ns).drops[reason] += count
+                self._of(Key(self._like(of(number)), (), Role.UNKNOWN, 0), now_ns, now_ns).drops[reason] += count
 
     def tidy(self, now_ns: int) -> None:
         """Forget series to which nothing came for a while, and of which no connection is open."""

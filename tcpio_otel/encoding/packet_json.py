@@ -109,17 +109,18 @@ class _Attributes:
                 self._windows.segment(records["window"]),
                 *(self._seq[0], decimals(records["seq"]), self._seq[1]),
                 *(self._ack[0], decimals(records["ack"]), self._ack[1]),
-                _present(self._segments.segment(counts), counts > 1),
-                _present(self._segment_sizes.segment(records["gso_size"]), counts > 1),
+                present(self._segments.segment(counts), counts > 1),
+                present(self._segment_sizes.segment(records["gso_size"]), counts > 1),
                 self._retransmits.segment((marks & _RETRANSMIT != 0).astype(np.int64)),
-                _present(self._drops.segment(reasons), reasons != 0),
+                present(self._drops.segment(reasons), reasons != 0),
                 attributes,
             ],
             after,
         )
 
 
-def _present(segment: Segment, where: NDArray[np.bool_]) -> Segment:
+def present(segment: Segment, where: NDArray[np.bool_]) -> Segment:
+    """A piece that some rows lack."""
     rows, lengths = segment
     return rows, np.where(where, lengths, 0)
 

@@ -22,9 +22,9 @@ def peer_names(known: Known) -> Names:
     return tuple(attributes.items())
 
 
-_OWNERS = ("k8s.deployment.name", "k8s.statefulset.name", "k8s.daemonset.name", "k8s.cronjob.name", "k8s.job.name",
+OWNERS = ("k8s.deployment.name", "k8s.statefulset.name", "k8s.daemonset.name", "k8s.cronjob.name", "k8s.job.name",
            "k8s.replicaset.name", "k8s.replicationcontroller.name")  # fmt: skip
-_OF_WORKLOADS = ("kind", "k8s.service.name", "k8s.namespace.name", "service.name", "service.namespace", *_OWNERS)
+WORKLOAD_NAMES = ("kind", "k8s.service.name", "k8s.namespace.name", "service.name", "service.namespace", *OWNERS)
 
 
 def series_peer(known: Known, connection: Connection) -> Names:
@@ -41,8 +41,8 @@ def peer_workload(known: Known) -> Names:
     A pod of which no owner is known goes by its own name, and so does a node.
     """
     found = {name.removeprefix(names.PEER_PREFIX): value for name, value in peer_names(known)}
-    kept = {name: found[name] for name in _OF_WORKLOADS if name in found}
-    if found.get("kind") == Kind.POD and not any(name in found for name in ("service.name", *_OWNERS)):
+    kept = {name: found[name] for name in WORKLOAD_NAMES if name in found}
+    if found.get("kind") == Kind.POD and not any(name in found for name in ("service.name", *OWNERS)):
         kept["k8s.pod.name"] = found.get("k8s.pod.name", "")
     if found.get("kind") == Kind.NODE:
         kept["k8s.node.name"] = found.get("k8s.node.name", "")

@@ -1,11 +1,12 @@
 """Programs of Go modules, built once into the cache, also where the module's replace lines make `go install` refuse."""
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,7 @@ def programs(
     link: str = "",
     sibling: str = "",
     slow: bool = False,
+    tags: Sequence[str] = (),
 ) -> Path:
     """The directory of a module's programs in the cache, where they are built if it is not there.
 
@@ -58,11 +60,13 @@ def programs(
         link: options for the linker; that is where some programs learn their version.
         sibling: the version to take of modules that this one replaces by folders of its own repository.
         slow: whether to build it only where that was asked for.
+        tags: build tags, where a program is made of parts; the directory's name tells which they were.
 
     Raises:
         LookupError: there is no Go here to build them with, or the build failed; the message says which.
     """
-    built = CACHE / f"{name}-{version.removeprefix('v')}"
+    parts = f"-{hashlib.sha256(','.join(sorted(tags)).encode()).hexdigest()[:8]}" if tags else ""
+    built = CACHE / f"{name}-{version.removeprefix('v')}{parts}"
     if built.exists():
         return built
     if slow:
@@ -79,7 +83,8 @@ def programs(
         (wrapper / "go.mod").write_text(_wrapper(module, version, needs, sibling))
         for program, package in packages.items():
             output = ["-o", str(finished / program)]
-            _go(wrapper, "build", "-mod=mod", "-trimpath", "-ldflags", f"-s -w {link}", *output, package)
+            options = ["-mod=mod", "-trimpath", "-ldflags", f"-s -w {link}", "-tags", ",".join(tags)]
+            _go(wrapper, "build", *options, *output, package)
         if not built.exists():  # somebody else may have built the same meanwhile
             finished.rename(built)
     return built
