@@ -131,7 +131,7 @@ def opened(
         )
 
 
-def batches(source: Source, stop: Stop) -> Iterator[Batch]:
+def batches(source: Source, stop: Callable[[], bool]) -> Iterator[Batch]:
     """The batches of a source until it ends or `stop` says so."""
     for batch in source:
         yield batch
@@ -151,7 +151,7 @@ def run(config: Config, terminal: IO[str]) -> int:
 
     def prepare() -> None:
         _make_directory(config)
-        heard.extend(_listen_to_nat(config))
+        heard.extend(listen_to_nat(config))
 
     share_one_heap()
     with (
@@ -161,7 +161,7 @@ def run(config: Config, terminal: IO[str]) -> int:
     ):
         from tcpio_otel.outputs import Outputs
 
-        workloads, peers = _attribution(config, heard, stack)
+        workloads, peers = attribution(config, heard, stack)
         outputs = Outputs(config, vocabulary, ledger, boot_ns, workloads, peers)
         pipeline = _pipeline(config, ledger, vocabulary, outputs, source, workloads, peers)
         view = _View(config, terminal, ledger, pipeline, outputs, source)
@@ -219,7 +219,7 @@ def _context_table(config: Config) -> Any:
     return ContextTable(quiet_ns=int(wanted.quiet * 1e9), late=late)
 
 
-def _listen_to_nat(config: Config) -> list[socket]:
+def listen_to_nat(config: Config) -> list[socket]:
     """What hears of connections that are translated, where that is wanted and the kernel tells; it takes privileges."""
     if not config.kubernetes.backends or config.capture_file is not None:
         return []
@@ -230,7 +230,7 @@ def _listen_to_nat(config: Config) -> list[socket]:
         return []
 
 
-def _attribution(config: Config, heard: list[socket], stack: ExitStack) -> tuple[Workloads | None, Peers | None]:
+def attribution(config: Config, heard: list[socket], stack: ExitStack) -> tuple[Workloads | None, Peers | None]:
     """Whose connections are, and who is at their other ends; None where nobody asks, or nothing tells.
 
     `heard` tells of translated connections; `stack` ends what watches.
@@ -312,7 +312,7 @@ def _pipeline(
         peer_names=outputs.peer_names,
         traffic=Traffic(config.metrics.series_limit) if config.metrics.traffic and outputs.has_metrics else None,
         series_peer=outputs.series_peer,
-        connections=_table(config, vocabulary, source, float(config.connections.summary_interval)),
+        connections=connection_table(config, vocabulary, source, float(config.connections.summary_interval)),
         packet_encoder=outputs.packet_encoder,
         encode_spans=outputs.encode_spans,
         encode_summaries=outputs.encode_summaries,
@@ -327,7 +327,8 @@ def _pipeline(
     )
 
 
-def _table(config: Config, vocabulary: Vocabulary, source: Source, summary_interval_s: float) -> Any:
+def connection_table(config: Config, vocabulary: Vocabulary, source: Source, summary_interval_s: float) -> Any:
+    """The connection table that the configuration names."""
     from tcpio_otel.connections.table import ConnectionTable
 
     return ConnectionTable(
@@ -460,7 +461,7 @@ def watch(config: Config, *, json: bool, time_of_day: bool, process: bool, seq: 
 
         table = PacketTable(time=time_of_day, process=process, seq=seq)
         encoder = JsonLines(vocabulary.drop_reasons) if json else table
-        connections = _table(config, vocabulary, source, summary_interval_s=0)
+        connections = connection_table(config, vocabulary, source, summary_interval_s=0)
         out = sys.stdout.buffer
         try:
             if not json:

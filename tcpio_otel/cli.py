@@ -1,4 +1,10 @@
-"""Arguments and exit codes; nothing else."""
+"""Arguments and exit codes; nothing else.
+
+What takes long to import is imported only once the arguments are known: a program of Telegraf's must listen to its
+signals before they come.
+"""
+
+from __future__ import annotations
 
 import argparse
 import logging
@@ -6,11 +12,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcpio_otel import __version__
-from tcpio_otel.config import Config, effective, load, schema
 from tcpio_otel.errors import TcpioError
+from tcpio_otel.execd import Log, Orders, hang_up
+
+if TYPE_CHECKING:
+    from tcpio_otel.config import Config
 
 _SOURCE_FLAGS = (
     ("--source", "source", "live|pcap:FILE", "where packets come from (default: live)"),
@@ -46,9 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     watch = commands.add_parser("watch", help="print the tcpio table, live, in time order")
     check = commands.add_parser("check", help="say what this host, kernel and collector allow")
     config = commands.add_parser("config", help="validate the configuration and print it, or its schema")
+    telegraf = commands.add_parser("telegraf", help="print lines for Telegraf's inputs.execd, or once for inputs.exec")
     for command in (run, watch, check, config):
         command.add_argument("-c", "--config", type=Path, metavar="FILE", help="YAML configuration")
-    for command in (run, watch, check, config):
+    # As Telegraf's own programs for inputs.execd are called (plugins/inputs/execd/shim).
+    telegraf.add_argument("-c", "--config", "-config", type=Path, metavar="FILE", help="YAML configuration")
+    for command in (run, watch, check, config, telegraf):
         for flag, key, metavar, text in _SOURCE_FLAGS:
             command.add_argument(flag, dest=key, metavar=metavar, help=text)
         for flag, key, metavar, text in _LIST_FLAGS:
@@ -60,6 +72,22 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("--time", action="store_true", help="local time in front")
     watch.add_argument("--process", action="store_true", help="pid and process name behind")
     watch.add_argument("--seq", action="store_true", help="sequence number, acknowledgement and window behind")
+    telegraf.add_argument("--once", action="store_true", help="capture for --duration (default: 2s), print, and exit")
+    telegraf.add_argument(
+        "--packets", dest="telegraf.packets", action="store_const", const="true", help="a line for each packet, too"
+    )
+    telegraf.add_argument(
+        "--tag", dest="telegraf.tags", metavar="NAME", action="append",
+        help="an address or port that is a tag, not a field, such as server_port; may be repeated",
+    )  # fmt: skip
+    telegraf.add_argument(
+        "--poll_interval", "-poll_interval", dest="telegraf.interval", metavar="TIME",
+        help="time between two flushes, until Telegraf asks for one by itself (default: 10s)",
+    )  # fmt: skip
+    telegraf.add_argument(
+        "--poll_interval_disabled", "-poll_interval_disabled", dest="telegraf.interval", action="store_const",
+        const="0s", help="flush only when asked to",
+    )  # fmt: skip
     config.add_argument("--schema", action="store_true", help="print the JSON Schema of the file")
     config.add_argument("--secrets", action="store_true", help="print headers as they are")
     return parser
@@ -70,16 +98,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stderr is None:  # whoever started us closed it
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as we run
     given = _parser().parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if given.command == "telegraf":
+        given.orders = Orders(None if given.once else 0)
+        given.orders.listen()
+        logging.basicConfig(handlers=[Log(sys.stderr.fileno())], level=logging.INFO, format="%(message)s")
+    else:
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     flags = {name: value for name, value in vars(given).items() if "." in name or name in ("source", "duration")}
     try:
+        from tcpio_otel.config import load
+
         config, warnings = load(given.config, os.environ, flags)
         logging.getLogger().setLevel(config.log.level.upper())
         for warning in warnings:
             logging.getLogger(__name__).warning("%s", warning)
         return _COMMANDS[given.command](config, given)
     except TcpioError as error:
-        print(f"tcpio-otel: {error}", file=sys.stderr)  # noqa: T201 - the one line that a failure gets
+        if given.command == "telegraf":
+            logging.getLogger(__name__).error("%s", error)  # noqa: TRY400 - the one line that a failure gets
+            hang_up()
+        else:
+            print(f"tcpio-otel: {error}", file=sys.stderr)  # noqa: T201 - likewise
         return error.exit_code
 
 
@@ -96,6 +135,14 @@ def _watch(config: Config, given: argparse.Namespace) -> int:
     return watch(config, json=given.json, time_of_day=given.time, process=given.process, seq=given.seq)
 
 
+def _telegraf(config: Config, given: argparse.Namespace) -> int:
+    from tcpio_otel.telegraf import telegraf
+
+    code = telegraf(config, given.orders, once=given.once)
+    hang_up()
+    return code
+
+
 def _check(config: Config, given: argparse.Namespace) -> int:
     del given
     from tcpio_otel.agent import check
@@ -104,6 +151,8 @@ def _check(config: Config, given: argparse.Namespace) -> int:
 
 
 def _config(config: Config, given: argparse.Namespace) -> int:
+    from tcpio_otel.config import effective, schema
+
     if given.schema:
         import json
 
@@ -113,7 +162,7 @@ def _config(config: Config, given: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"run": _run, "watch": _watch, "check": _check, "config": _config}
+_COMMANDS = {"run": _run, "watch": _watch, "telegraf": _telegraf, "check": _check, "config": _config}
 
 
 if __name__ == "__main__":

@@ -250,6 +250,37 @@ class Metrics:
     )
 
 
+class LineTag(StrEnum):
+    """Addresses and ports of lines for Telegraf, by what they are called there."""
+
+    LOCAL_ADDRESS = "local_address"
+    LOCAL_PORT = "local_port"
+    PEER_ADDRESS = "peer_address"
+    PEER_PORT = "peer_port"
+    CLIENT_ADDRESS = "client_address"
+    CLIENT_PORT = "client_port"
+    SERVER_ADDRESS = "server_address"
+    SERVER_PORT = "server_port"
+
+
+@dataclass(frozen=True)
+class Telegraf:
+    """What `tcpio-otel telegraf` tells."""
+
+    packets: bool = key("a line for each packet; Telegraf's own buffer drops what it cannot hold without a word", False)
+    connections: bool = key("a line for each connection that has ended", True)
+    peers: bool = key("totals by workload and peer; metrics.series_limit bounds them", True)
+    tags: tuple[LineTag, ...] = key(
+        "addresses and ports that are tags, and so make series, where they are told as fields otherwise", ()
+    )
+    interval: Seconds = key(
+        "time between two flushes, until Telegraf asks for one by itself; 0: only then",
+        Seconds(10),
+        least=0,
+        most=86_400,
+    )
+
+
 @dataclass(frozen=True)
 class Log:
     """What the agent says of itself, on standard error."""
@@ -276,6 +307,7 @@ class Config:
     resource: ResourceSettings = key("what the records are about", ResourceSettings)
     signals: Signals = key("which signals are sent", Signals)
     metrics: Metrics = key("metrics of the agent and of traffic", Metrics)
+    telegraf: Telegraf = key("what Telegraf is told", Telegraf)
     log: Log = key("what the agent says", Log)
 
     @property

@@ -109,6 +109,10 @@ class Output:
         """Send what has become old enough."""
         self._submit(self.batcher.poll(now_ns), block=block)
 
+    def release(self, now_ns: int) -> None:
+        """Queue what is ready, however young it is."""
+        self._submit(self.batcher.release(now_ns), block=False)
+
     def flush(self) -> None:
         """Queue everything."""
         self._submit(self.batcher.flush(), block=False)

@@ -70,6 +70,7 @@ def field(value: Value) -> str:
 
 
 _KEYS = {
+    names.NETWORK_TYPE: "network_type",
     names.IO_DIRECTION: "direction",
     names.REAL_PEER_ADDRESS: "real_peer_address",  # network.peer.address is not real where NAT was at work
     names.REAL_PEER_PORT: "real_peer_port",
@@ -373,7 +374,8 @@ def series_lines(series: Iterable[tuple[Key, Series]], drop_reasons: Mapping[int
     return found
 
 
-_ITEMS = {Signal.LOGS: "lines_of_packets", Signal.TRACES: "lines_of_connections", Signal.METRICS: "lines_of_totals"}
+KINDS = {Signal.LOGS: "packets", Signal.TRACES: "connections", Signal.METRICS: "totals"}
+"""What the lines of a signal are about."""
 
 
 def agent_lines(observation: Observation) -> list[bytes]:
@@ -390,8 +392,8 @@ def agent_lines(observation: Observation) -> list[bytes]:
         *observation.faults.items(),
     ]
     for signal, counts in observation.exports.items():
-        values.append((f"{_ITEMS[signal]}_written", counts.accepted))
-        values.append((f"{_ITEMS[signal]}_dropped", sum((counts.failed or {}).values())))
+        values.append((f"lines_of_{KINDS[signal]}_written", counts.accepted))
+        values.append((f"lines_of_{KINDS[signal]}_dropped", sum((counts.failed or {}).values())))
     found = [line(AGENT, "", fields(values), observation.now_ns)]
     for outcome, reasons in (("filtered", balance.filtered), ("dropped", balance.dropped)):
         for reason, count in reasons.items():

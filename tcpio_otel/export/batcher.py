@@ -105,7 +105,12 @@ class Batcher:
 
     def poll(self, now_ns: int) -> Iterator[Request]:
         """The request that is old enough, if there is one."""
-        if self._items and now_ns - self._since_ns >= self._max_age_ns and (ready := self._ready_now()):
+        if self._items and now_ns - self._since_ns >= self._max_age_ns:
+            yield from self.release(now_ns)
+
+    def release(self, now_ns: int) -> Iterator[Request]:
+        """What is ready, however young it is."""
+        if ready := self._ready_now():
             yield self._request(ready, now_ns)
 
     def flush(self) -> Iterator[Request]:

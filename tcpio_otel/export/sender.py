@@ -109,21 +109,26 @@ class Sender:
     def _deliver(self, request: Request) -> Outcome:
         """Try until the receiver has decided, or time is up."""
         give_up_ns = self._clock() + int(self._backoff.give_up_s * 1e9)
-        tries = 0
+        tries = taken = 0
+
+        def dropped(reason: str) -> Outcome:
+            return Outcome(accepted=taken, dropped=request.items - taken, reason=reason)
+
         while not self._abandoned:
             tries += 1
             reply = self._send(request)
             if isinstance(reply, Accepted):
                 return self._accepted(request, reply)
             self._say_failing(reply.cause)
+            taken = reply.taken
             if isinstance(reply, Refused):
-                return Outcome(dropped=request.items, reason=reply.reason)
+                return dropped(reply.reason)
             wait_s = max(self._backoff.wait_s(tries), reply.after_s or 0.0)
             if self._clock() + int(wait_s * 1e9) > give_up_ns:
-                return Outcome(dropped=request.items, reason="retries_exhausted")
+                return dropped("retries_exhausted")
             with self._changed:
                 self._changed.wait_for(lambda: self._abandoned, wait_s)
-        return Outcome(dropped=request.items, reason="shutdown")
+        return dropped("shutdown")
 
     def _send(self, request: Request) -> Reply:
         try:

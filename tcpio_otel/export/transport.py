@@ -18,18 +18,23 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Retry:
-    """The receiver may take it later: not before `after_s`, where it said so."""
+    """The receiver may take it later: not before `after_s`, where it said so; `taken` items it has already."""
 
     cause: str
     after_s: float | None = None
+    taken: int = 0
 
 
 @dataclass(frozen=True)
 class Refused:
-    """The receiver will not take it, ever. `reason` is one word for the ledger, `cause` a line for people."""
+    """The receiver will not take it, ever, but for `taken` items that it has.
+
+    `reason` is one word for the ledger, `cause` a line for people.
+    """
 
     reason: str
     cause: str
+    taken: int = 0
 
 
 Reply = Accepted | Retry | Refused

@@ -151,3 +151,12 @@ def test_the_sum_of_series_is_the_sum_of_connections(steps: list[tuple[int, int,
             born[slot] += 1
     expected = [sum(values) for values in zip(done, *last.values(), strict=True)]
     assert [sum(values) for values in zip(*(series.moved for _, series in traffic), strict=True)] in (expected, [])
+
+
+def test_workloads_may_be_alike_to_series() -> None:
+    """Those that are share one, whoever of them was first."""
+    traffic = Traffic(10, lambda workload: workload._replace(place=Place()))
+    for slot, place in enumerate((Place(unit="a"), Place(unit="b"))):
+        traffic.add(connection(slot, Counts(1, 2, 3, 4, 5)), Workload(place, "web"), (), NOW_NS)
+    key, series = the_only(traffic)
+    assert (key.workload, series.counts) == (Workload(Place(), "web"), Counts(2, 4, 6, 8, 10))

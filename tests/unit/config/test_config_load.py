@@ -73,6 +73,11 @@ OTHERS = {
     "metrics.interval": "10s",
     "metrics.traffic": False,
     "metrics.series_limit": 77,
+    "telegraf.packets": True,
+    "telegraf.connections": False,
+    "telegraf.peers": False,
+    "telegraf.tags": ["server_port", "peer_address"],
+    "telegraf.interval": "30s",
     "log.level": "debug",
 } | {
     f"export.{section}{name}": value

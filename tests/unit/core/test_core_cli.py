@@ -1,9 +1,11 @@
 """The command line as a stranger meets it: one line, an exit code, no traceback."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,39 @@ def test_captures_run_anywhere(tmp_path: Path) -> None:
     assert [line.split()[-1] for line in stdout.splitlines()[1:]] == ["(SYN)", "(SYN|ACK)", "(ACK)", "(RST|ACK)"]
 
 
+def read_lines(stdout: str) -> Counter[str]:
+    """How many lines there are of each measurement."""
+    return Counter(re.split("[, ]", line)[0] for line in stdout.splitlines())
+
+
+def test_captures_become_lines_for_telegraf(tmp_path: Path) -> None:
+    """As any user; what is told is chosen by flags, among them those that Telegraf's own programs take."""
+    source, config = capture(tmp_path / "made.pcap", 400), tmp_path / "c.yaml"
+    config.write_text("telegraf:\n  connections: false\n")
+    replayed = ("telegraf", "--source", f"pcap:{source}")
+    code, stdout, stderr = called(*replayed, "--once", "--packets", "--tag", "server_port")
+    assert (code, read_lines(stdout)["tcp_packet"], read_lines(stdout)["tcp_connection"]) == (0, 400, 100)
+    assert stderr.startswith("I! seen 400 = exported 400 + ")
+    assert ",server_port=443 " in stdout
+    code, stdout, _ = called(*replayed, "--once", "-config", str(config), "-poll_interval_disabled")
+    assert (code, set(read_lines(stdout))) == (0, {"tcp_peer", "tcpio", "tcpio_packets"})
+    code, stdout, stderr = called(*replayed, "--once", TCPIO_TELEGRAF_PEERS="false", TCPIO_LOG_LEVEL="error")
+    assert (code, stderr, set(read_lines(stdout))) == (0, "", {"tcp_connection", "tcpio", "tcpio_packets"})
+
+
+def test_what_is_wrong_is_said_to_telegraf_in_its_own_way() -> None:
+    """One line, of its level error."""
+    for arguments, code, said in (
+        (("--source", "pcap:/nonexistent.pcap"), 4, "cannot read the capture /nonexistent.pcap: No such file"),
+        (("-poll_interval", "soon"), 2, "telegraf.interval: 'soon' is not a duration"),
+        (("--tag", "colour"), 2, "'colour'] is not one of local_address"),
+    ):
+        found, _, stderr = called("telegraf", *arguments, TCPIO_LOG_LEVEL="error")
+        assert (found, len(stderr.splitlines())) == (code, 1)
+        assert stderr.startswith("E! ")
+        assert said in stderr
+
+
 def test_outputs_that_take_nothing_end_it_in_order(tmp_path: Path) -> None:
     """A full disk or a closed output is one line and a code; a reader that has gone is no error."""
     source = capture(tmp_path / "made.pcap", 400)
@@ -106,6 +141,24 @@ def test_outputs_that_take_nothing_end_it_in_order(tmp_path: Path) -> None:
             f"{agent} watch --source pcap:{source} >&-",
             2,
             "tcpio-otel: watch prints to standard output, which is closed\n",
+        ),
+        (
+            f"{agent} telegraf --once --source pcap:{source} >&-",
+            2,
+            "E! telegraf prints to standard output, which is closed\n",
+        ),
+        (
+            f"{agent} telegraf --source pcap:{source} <&-",
+            2,
+            "E! telegraf takes its orders from standard input, which is closed; give --once to do without\n",
+        ),
+        (
+            f"TCPIO_LOG_LEVEL=warning {agent} telegraf --once --source pcap:{source} > /dev/full",
+            3,
+            "W! standard output: cannot write: No space left on device\n"
+            * 2
+            + "E! not everything reached standard output: 100 lines of connections (write_failed), "
+            "3 lines of totals (write_failed)\n",
         ),
         (f"{agent} run --source pcap:{source} 2>&-", 0, ""),
         (f"({agent} run --source pcap:{source}; echo $? > code) 2>&1 | true; exit $(cat code)", 0, ""),
@@ -151,7 +204,7 @@ def test_the_effective_configuration_and_its_schema_are_printed() -> None:
 def test_what_needs_privileges_imports_nothing_that_starts_threads() -> None:
     """NumPy and gRPC come only after the capabilities have gone: they would keep them in their threads."""
     script = (
-        "import sys, tcpio_otel.cli, tcpio_otel.agent, tcpio_otel.check, tcpio_otel.capture.probe;"
+        "import sys, tcpio_otel.cli, tcpio_otel.agent, tcpio_otel.telegraf, tcpio_otel.check, tcpio_otel.capture.probe;"
         "print([name for name in ('numpy', 'grpc', 'rich') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -111,6 +111,19 @@ def test_age_counts_from_the_first_item() -> None:
     assert list(gathered.poll(1000)) == []
 
 
+def test_what_is_young_goes_when_somebody_asks() -> None:
+    """But not what is not ready."""
+    gathered = Batcher(
+        Signal.LOGS, Bracketed(), max_bytes=1000, max_items=10, max_age_ns=100, packets=True, ready={1}.__contains__
+    )  # fmt: skip
+    assert list(gathered.release(0)) == []
+    assert list(gathered.add(replace(items([5, 5, 5]), groups=((1, 1), (2, 3))), 0)) == []
+    (request,) = gathered.release(1)
+    assert unwrapped(request.body) == [(1, b"aaaaa")]
+    assert (request.items, gathered.held) == (1, 2)
+    assert list(gathered.release(2)) == []
+
+
 def test_what_is_not_ready_waits_while_others_go() -> None:
     """By age only what is ready; once it is, or when everything must go, the rest."""
     known: set[int] = {1}

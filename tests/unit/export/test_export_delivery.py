@@ -105,6 +105,13 @@ def test_retries_come_to_an_end() -> None:
     assert delivered(Retry("down"), give_up_s=0.01)[0] == Outcome(dropped=5, reason="retries_exhausted")
 
 
+def test_what_was_taken_before_it_failed_counts() -> None:
+    """A receiver that takes a part and then no more has that part."""
+    assert delivered(Retry("stuck", taken=2), give_up_s=0.01)[0] == Outcome(2, 0, 3, "retries_exhausted")
+    assert delivered(Retry("stuck", taken=2), Refused("gone", "", 4))[0] == Outcome(4, 0, 1, "gone")
+    assert delivered(Retry("stuck", taken=2), Accepted())[0] == Outcome(accepted=5)
+
+
 def test_a_full_queue_drops_the_newest_and_never_blocks() -> None:
     """While a receiver hangs, what finds no room is dropped at once; everything comes to one outcome."""
     outcomes: list[Outcome] = []
