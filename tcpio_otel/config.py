@@ -267,7 +267,7 @@ class LineTag(StrEnum):
 class Telegraf:
     """What `tcpio-otel telegraf` tells."""
 
-    packets: bool = key("a line for each packet; Telegraf's own buffer drops what it cannot hold without a word", False)
+    packets: bool = key("a line for each packet; Telegraf drops what its own buffer cannot hold", False)
     connections: bool = key("a line for each connection that has ended", True)
     peers: bool = key("totals by workload and peer; metrics.series_limit bounds them", True)
     tags: tuple[LineTag, ...] = key(

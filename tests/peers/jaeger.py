@@ -18,7 +18,7 @@ VERSION = "1.76.0"
 
 def build() -> Path:
     """Its binary, built if it is not in the cache; raises what `programs` does."""
-    return programs("jaeger", MODULE, f"v{VERSION}, slow=True", {"jaeger": f"{MODULE}/cmd/jaeger"}) / "jaeger"
+    return programs("jaeger", MODULE, f"v{VERSION}", {"jaeger": f"{MODULE}/cmd/jaeger"}, slow=True) / "jaeger"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ VERSION = "1.52.1"
 def build() -> Path:
     """Its binary, built if it is not in the cache; raises what `programs` does."""
     package = f"{MODULE}/app/victoria-logs"
-    return programs("victorialogs", MODULE, f"v{VERSION}, slow=True", {"victoria-logs": package}) / "victoria-logs"
+    return programs("victorialogs", MODULE, f"v{VERSION}", {"victoria-logs": package}, slow=True) / "victoria-logs"
 
 
 @dataclass(frozen=True)

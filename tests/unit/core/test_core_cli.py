@@ -131,6 +131,28 @@ def test_what_is_wrong_is_said_to_telegraf_in_its_own_way() -> None:
         assert said in stderr
 
 
+def test_a_reader_that_comes_too_late_finds_whole_lines(tmp_path: Path) -> None:
+    """As many as the ledger says; the rest is dropped when the time to stop is over."""
+    source = capture(tmp_path / "made.pcap", 4000)
+    read, write = os.pipe()
+    result = subprocess.run(
+        [*AGENT, "telegraf", "--once", "--packets", "--source", f"pcap:{source}"],
+        stdout=write, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TCPIO_EXPORT_FLUSH_TIMEOUT": "300ms"},
+    )  # fmt: skip
+    os.close(write)
+    with open(read, encoding="utf-8") as pipe:
+        found = pipe.read()
+    assert result.returncode == 3
+    (ledger,) = re.findall(
+        r"I! seen 4000 = exported (\d+) .* dropped (\d+) \(shutdown \2\) \+ in flight 0\n", result.stderr
+    )
+    assert read_lines(found)["tcp_packet"] == int(ledger[0]) == 4000 - int(ledger[1])
+    assert 0 < int(ledger[0]) < 4000
+    assert found.endswith("\n")
+    assert re.match(r"E! not everything reached .*: \d+ lines of packets \(shutdown\)", result.stderr.splitlines()[-1])
+
+
 def test_outputs_that_take_nothing_end_it_in_order(tmp_path: Path) -> None:
     """A full disk or a closed output is one line and a code; a reader that has gone is no error."""
     source = capture(tmp_path / "made.pcap", 400)
