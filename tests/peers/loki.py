@@ -23,7 +23,7 @@ Labels = dict[str, str]
 def build() -> Path:
     """Its binary, built if it is not in the cache; raises what `programs` does."""
     return (
-        programs("loki", MODULE, f"v{VERSION}", {"loki": f"{MODULE}/cmd/loki"}, sibling=PUSH_VERSION)
+        programs("loki", MODULE, f"v{VERSION}", {"loki": f"{MODULE}/cmd/loki"}, sibling=PUSH_VERSION, slow=True)
         / "loki"
     )
 

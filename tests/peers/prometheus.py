@@ -18,7 +18,7 @@ VERSION = "0.316.0"
 def build() -> Path:
     """Its binary, built if it is not in the cache; raises what `programs` does."""
     return (
-        programs("prometheus", MODULE, f"v{VERSION}", {"prometheus": f"{MODULE}/cmd/prometheus"})
+        programs("prometheus", MODULE, f"v{VERSION}", {"prometheus": f"{MODULE}/cmd/prometheus"}, slow=True)
         / "prometheus"
     )
 
