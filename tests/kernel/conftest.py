@@ -56,9 +56,7 @@ def conformance(
         item.callspec.params["case"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())
     )
     loaders = dict.fromkeys(
-        item.callspec.params["loader"]
-        for item in request.session.items
-        if "loader" in getattr(item, "fixturenames", ())
+        item.callspec.params["loader"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())
     )
     here = [loader for loader in loaders if loader is Loader.LIBBPF or not lacks_bcc]
     run = suite.run(tmp_path_factory.mktemp("conformance"), list(wanted), here)

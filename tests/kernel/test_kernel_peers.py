@@ -22,6 +22,7 @@ from tests.peers.kubernetes import ControlPlane, build, control_plane
 NODE = "10.0.7.1"
 CLIENT, SERVER, LATE = "10.244.0.2", "10.244.0.3", "10.244.0.4"
 WORLD, ELSEWHERE = "9.9.9.9", "192.168.77.1"
+OURS = (NODE, CLIENT, SERVER, LATE, WORLD, ELSEWHERE)
 SERVICE, HTTP, NODE_PORT, OWN_PORT = "10.96.0.10", 8080, 30080, 9100
 CORE = "/api/v1/namespaces/default"
 WAIT_S = 4
@@ -176,6 +177,8 @@ def ends(directory: Path) -> dict[End, dict[str, Any]]:
         )
         said = {name.removeprefix(PREFIX): value for name, value in record.items() if name.startswith(PREFIX)}
         said.pop("k8s.pod.uid", None)
+        if address not in OURS:
+            continue  # of somebody else on this machine
         end = address, port, peer, peer_port
         assert found.setdefault(end, said) == said, end
     return found
