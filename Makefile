@@ -134,6 +134,11 @@ bench-image: setup ## As root: measure the images and how long they take to star
 	$(call install,$(IMAGE_PACKAGES))
 	@$(ROOT) env TCPIO_CACHE="$${TCPIO_CACHE:-$$HOME/.cache/tcpio-otel}" $(BIN)/python -m tests.bench.image
 
+.PHONY: bench-scale
+bench-scale: setup ## As root: measure what docs/scale.md is worked out from, with an API server, a Collector and ClickHouse
+	$(call install,iproute2)
+	@$(ROOT) env TCPIO_CACHE="$${TCPIO_CACHE:-$$HOME/.cache/tcpio-otel}" $(BIN)/python -m tests.bench.scale $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what setup made
 	rm -rf $(VENV) tcpio_otel/capture/tcpio.bpf.o tcpio_otel/capture/tcpio.bcc tcpio_otel/libtcpio*.so build dist

@@ -63,7 +63,7 @@ class ControlPlane:
         self._signing_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._write_credentials()
-        self._http = urllib3.PoolManager(ca_certs=str(self.ca_file), retries=False)
+        self._http = urllib3.PoolManager(ca_certs=str(self.ca_file), retries=False, maxsize=8)
 
     def _write_credentials(self) -> None:
         self.authority = trustme.CA()
@@ -111,6 +111,10 @@ class ControlPlane:
         """Stop the API server and start it on the same port with the same objects."""
         self.stop()
         self.start()
+
+    def pid(self, name: str) -> int:
+        """Of `kube-apiserver` or `etcd`."""
+        return self._processes[name].pid
 
     def compact(self) -> None:
         """Have etcd forget every version of an object but the present one.

@@ -1,0 +1,1 @@
+"""Figures of a fleet: what docs/scale.md is worked out from."""
