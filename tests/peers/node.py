@@ -15,6 +15,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,8 +47,6 @@ KERNEL = {
     "kernel/keys/root_maxkeys": "1000000",
     "kernel/keys/root_maxbytes": "25000000",
 }
-OWN = ("/var/lib/kubelet", "/var/lib/containerd", "/var/lib/cni", "/var/log/pods", "/var/log/containers")
-FRESH = ("/run/containerd", "/run/netns", "/etc/cni")
 
 
 def build() -> Path:
@@ -61,6 +60,8 @@ def build() -> Path:
     for program in ("containerd", "runc", "nft", "busybox"):
         if shutil.which(program) is None:
             raise LookupError(f"{program} is not installed: no node can run")
+    if b"/ld-" in Path(shutil.which("busybox") or "").read_bytes()[:4096]:
+        raise LookupError("busybox is not static (busybox-static is): no node can run")
     if not (PLUGINS / "ptp").exists():
         raise LookupError(f"no CNI plugins in {PLUGINS} (containernetworking-plugins): no node can run")
     major, minor, patch = VERSION.split(".")
@@ -120,6 +121,17 @@ def _remove(cgroup: Path) -> None:
             return
 
 
+@dataclass(frozen=True)
+class Container:
+    """A container that runs, as the runtime has it."""
+
+    identifier: str
+    pid: int
+    name: str
+    pod: str
+    pod_uid: str
+
+
 class Node:
     """A node whose runtime is up.
 
@@ -133,21 +145,17 @@ class Node:
     def __init__(self, directory: Path, network: Host, cgroups: Cgroups, authority: trustme.CA) -> None:
         self.directory, self.network, self.authority = directory, network, authority
         self.static_pods = directory / "static"
-        self.profiles = directory / "own" / "var-lib-kubelet" / "seccomp"
+        self.profiles = directory / "lib" / "kubelet" / "seccomp"
         self._cgroups = cgroups
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        for made in (self.static_pods, self.profiles, directory / "kernel"):
+        for made in (self.static_pods, self.profiles, directory / "kernel", directory / "log"):
             made.mkdir(parents=True)
         self._mounts = self._new_mounts()
 
     def _new_mounts(self) -> str:
         """Options of `nsenter` for a mount namespace in which a node's usual places are this one's."""
-        steps = ["set -e", "mount --make-rshared /"]
-        for path in OWN:
-            kept = self.directory / "own" / path.strip("/").replace("/", "-")
-            kept.mkdir(parents=True, exist_ok=True)
-            steps += [f"mkdir -p {path}", f"mount --bind {kept} {path}"]
-        steps += [f"mkdir -p {path}; mount -t tmpfs node {path}" for path in FRESH]
+        steps = ["set -e", "mount --make-rshared /", "mount -t tmpfs run /run"]
+        steps += [f"mount --bind {self.directory}/{name} /var/{name}" for name in ("lib", "log")]
         for name, value in KERNEL.items():
             file = self.directory / "kernel" / name.replace("/", "-")
             file.write_text(value)
@@ -202,17 +210,31 @@ class Node:
             process.wait()
 
     def close(self) -> None:
-        """Reap what has ended with the cgroup."""
+        """Reap what has ended with the cgroup, and remove the images."""
         for process in self._processes.values():
             process.kill()
             process.wait()
+        shutil.rmtree(self.directory / "lib" / "containerd", ignore_errors=True)
 
     def _log(self, name: str) -> Path:
         return self.directory / f"{name}.log"
 
     def load(self, archive: Path) -> None:
-        """Import the images of an archive as Docker or the OCI lay it out."""
+        """Take the images out of an archive as Docker or the OCI lay it out."""
         self.run("ctr", "--namespace=k8s.io", "images", "import", str(archive))
+        archive.unlink()
+
+    def containers(self) -> list[Container]:
+        """Those of pods, without what the runtime itself keeps for each pod."""
+        found = []
+        for line in self.run("ctr", "--namespace=k8s.io", "tasks", "list").splitlines()[1:]:
+            identifier, pid, status = line.split()
+            known = json.loads(self.run("ctr", "--namespace=k8s.io", "containers", "info", identifier))["Labels"]
+            if status == "RUNNING" and known["io.cri-containerd.kind"] == "container":
+                label = "io.kubernetes.{}".format
+                name, pod, uid = (known[label(each)] for each in ("container.name", "pod.name", "pod.uid"))
+                found.append(Container(identifier, int(pid), name, pod, uid))
+        return found
 
     def start_runtime(self) -> None:
         """Start containerd, and give it the images that are always needed."""
@@ -230,9 +252,9 @@ class Node:
                 }
             ],
         }
-        plugin = self.directory / "own" / "network.conflist"
-        plugin.write_text(json.dumps(network))
-        self.run("sh", "-c", f"mkdir -p /etc/cni/net.d && cp {plugin} /etc/cni/net.d/10-pods.conflist")
+        networks = self.directory / "networks"
+        networks.mkdir()
+        (networks / "pods.conflist").write_text(json.dumps(network))
         configuration = self.directory / "containerd.toml"
         configuration.write_text(
             f"""
@@ -242,7 +264,7 @@ sandbox_image = "{TOOLS}"
 restrict_oom_score_adj = true  # lowering it takes CAP_SYS_RESOURCE, which root may lack
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{PLUGINS}"
-conf_dir = "/etc/cni/net.d"
+conf_dir = "{networks}"
 """
         )
         answers = ["nsenter", self._mounts, "ctr", "version"]
@@ -278,6 +300,7 @@ conf_dir = "/etc/cni/net.d"
             "cgroupRoot": f"/{self._cgroups.home.parent.name}",
             "failCgroupV1": False,
             "failSwapOn": False,
+            "oomScoreAdj": 0,
             "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
             "staticPodPath": str(self.static_pods),
             "fileCheckFrequency": "1s",
@@ -317,6 +340,11 @@ conf_dir = "/etc/cni/net.d"
         file.write_text(json.dumps(proxy))
         self.start("kube-proxy", build() / "kube-proxy", f"--config={file}")
         wait_for(lambda: self._is_ready(cluster), "the node to be ready", PATIENCE_S)
+
+    def leave(self) -> None:
+        """Stop what `join` has started; containers go on."""
+        for name in [name for name in self._processes if name not in ("holder", "containerd")]:
+            self.stop(name)
 
     @staticmethod
     def _is_ready(cluster: ControlPlane) -> bool:
@@ -401,9 +429,8 @@ def node(directory: Path) -> Iterator[tuple[Node, ControlPlane]]:
     (directory / "cluster").mkdir()
     with machine(directory, authority := trustme.CA()) as made:
         client, ca = directory / "kubelet-client.pem", directory / "api-kubelet-ca.pem"
-        authority.issue_cert(
-            "api", common_name="api", organization_name="system:masters"
-        ).private_key_and_cert_chain_pem.write_to_path(client)
+        certificate = authority.issue_cert("apiserver", common_name="apiserver", organization_name="system:masters")
+        certificate.private_key_and_cert_chain_pem.write_to_path(client)
         authority.cert_pem.write_to_path(ca)
         flags = [
             f"--service-cluster-ip-range={SERVICES}", f"--kubelet-client-certificate={client}",
@@ -411,5 +438,8 @@ def node(directory: Path) -> Iterator[tuple[Node, ControlPlane]]:
             "--kubelet-preferred-address-types=InternalIP",
         ]  # fmt: skip
         with control_plane(directory / "cluster", *flags, address=ADDRESS, service=API_SERVICE) as cluster:
-            made.join(cluster)
-            yield made, cluster
+            try:
+                made.join(cluster)
+                yield made, cluster
+            finally:
+                made.leave()  # the API server would wait for whoever still asks it
