@@ -97,7 +97,8 @@ test-backends: setup ## What the examples for Collectors and backends say, run w
 .PHONY: e2e-kubernetes
 e2e-kubernetes: setup ## As root: a cluster of one node with the chart in it; runtime, kubelet and image are real
 	$(call install,$(TEST_PACKAGES) $(NODE_PACKAGES))
-	@$(ROOT) $(BIN)/python -m pytest tests/integration/test_integration_node.py $(ARGS)
+	@$(ROOT) $(BIN)/python -m pytest tests/integration/test_integration_node.py \
+		tests/kernel/test_kernel_container.py $(ARGS)
 
 .PHONY: lint
 lint: setup ## Check style, types, import direction and the layout of the C code
