@@ -52,12 +52,12 @@ def conformance(
     record_testsuite_property: Callable[[str, object], None],
 ) -> suite.Run:
     """What came of all scenarios that were asked for, run at once."""
-    wanted = dict.fromkeys(
-        item.callspec.params["case"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())
-    )
-    loaders = dict.fromkeys(
-        item.callspec.params["loader"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())
-    )
+    asked = [
+        item.callspec.params
+        for item in request.session.items
+        if "conformance" in getattr(item, "fixturenames", ()) and hasattr(item, "callspec")
+    ]
+    wanted, loaders = (dict.fromkeys(params[name] for params in asked if name in params) for name in ("case", "loader"))
     here = [loader for loader in loaders if loader is Loader.LIBBPF or not lacks_bcc]
     run = suite.run(tmp_path_factory.mktemp("conformance"), list(wanted), here)
     lines = []
