@@ -382,8 +382,9 @@ class Pipeline:
     def _count_drops(self, batch: Batch, slots: NDArray[np.int64]) -> None:
         if self._traffic is not None:
             rows = np.flatnonzero(batch.packets["marks"] & _DROPPED)
-            workloads = self._connections.flows["workload"][slots[rows]]
-            self._traffic.drop(batch.packets[rows], workloads, self._workload, batch.observed_ns)
+            if len(rows):
+                workloads = self._connections.flows["workload"][slots[rows]]
+                self._traffic.drop(pick(batch.packets, rows), workloads, self._workload, batch.observed_ns)
 
     def traffic(self, now_ns: int) -> Traffic | None:
         """The series of traffic, open connections included; `now_ns` is on the records' clock."""

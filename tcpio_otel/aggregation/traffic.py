@@ -71,7 +71,10 @@ class Series:
 
     @property
     def counts(self) -> Counts:
-        """What went over connections; never less than it was, nor negative."""
+        """What went over connections.
+
+        The kernel's totals may take a little back of what records added up to; that makes nothing negative.
+        """
         return Counts(*(max(0, count) for count in self.moved))
 
 
@@ -151,10 +154,9 @@ class Traffic:
             of: which workload a number stands for.
             now_ns: Unix time.
         """
-        if len(records):
-            found = zip(workloads.tolist(), records["drop_reason"].tolist(), strict=True)
-            for (number, reason), count in Counter(found).items():
-                self._of(Key(self._like(of(number)), (), Role.UNKNOWN, 0), now_ns, now_ns).drops[reason] += count
+        found = zip(workloads.tolist(), records["drop_reason"].tolist(), strict=True)
+        for (number, reason), count in Counter(found).items():
+            self._of(Key(self._like(of(number)), (), Role.UNKNOWN, 0), now_ns, now_ns).drops[reason] += count
 
     def tidy(self, now_ns: int) -> None:
         """Forget series to which nothing came for a while, and of which no connection is open."""

@@ -4,7 +4,7 @@ What is known of a peer has a number, which the connection table's flows carry; 
 peer is not known yet waits for it, bounded, and so can its records.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +74,7 @@ class Peers:
         return self._waiting[slots] if self._pending else None
 
     def assign(
-        self, batch: Batch, flows: Flows, slots: Slots, births: Iterable[Birth], renew: Callable[[int], None]
+        self, batch: Batch, flows: Flows, slots: Slots, births: Sequence[Birth], renew: Callable[[int], None]
     ) -> None:
         """Note in `flows` the peers of new connections, and of those that waited for it.
 
@@ -88,7 +88,7 @@ class Peers:
         if len(self._waiting) < len(flows):
             self._waiting = np.concatenate([self._waiting, np.zeros(len(flows) - len(self._waiting), np.bool_)])
         now_ns = batch.now_ns
-        real = _in_headers(batch, slots) if births else {}
+        real = _in_headers(batch, slots, [birth.slot for birth in births]) if births else {}
         for birth in births:
             born = int(flows["born"][birth.slot])
             pending = _Pending(born, now_ns, birth.local, birth.peer, real.get(birth.slot))
@@ -180,10 +180,11 @@ class Peers:
                 self._free.append(number)
 
 
-def _in_headers(batch: Batch, slots: Slots) -> dict[int, Endpoint]:
+def _in_headers(batch: Batch, slots: Slots, wanted: list[int]) -> dict[int, Endpoint]:
     """By slot, the peer that headers of packets show where it is not the socket's: NAT was at work between them."""
     packets = batch.packets
     translated = np.flatnonzero(packets["marks"] & _TRANSLATED)
+    translated = translated[np.isin(slots[translated], wanted)]
     found: dict[int, Endpoint] = {}
     for row, slot in zip(translated.tolist(), slots[translated].tolist(), strict=True):
         if slot not in found:
