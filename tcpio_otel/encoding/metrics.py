@@ -52,22 +52,30 @@ class Observation:
     exports: Mapping[Signal, ExportCounts]
 
 
+def total(name: str, unit: str, description: str, points: list[NumberDataPoint], *, monotonic: bool = True) -> Metric:
+    """A cumulative sum."""
+    return Metric(name, description, unit, Sum(points, AggregationTemporality.CUMULATIVE, monotonic))
+
+
+def points_in(found: Iterable[ResourceMetrics]) -> int:
+    """How many data points these are."""
+    return sum(
+        len(metric.data.data_points) for each in found for scope in each.scope_metrics for metric in scope.metrics
+    )
+
+
+def request_of(found: list[ResourceMetrics]) -> tuple[ExportMetricsServiceRequest, int]:
+    """Metrics as an export request, and the number of data points in it."""
+    return encode_metrics(MetricsData(found)), points_in(found)
+
+
 def _sum(
     observation: Observation, name: str, unit: str, description: str, points: Points, *, monotonic: bool
 ) -> Metric:
-    return Metric(
-        name,
-        description,
-        unit,
-        Sum(
-            [
-                NumberDataPoint(attributes, observation.started_ns, observation.now_ns, value)
-                for value, attributes in points
-            ],
-            AggregationTemporality.CUMULATIVE,
-            monotonic,
-        ),
-    )
+    found = [
+        NumberDataPoint(attributes, observation.started_ns, observation.now_ns, value) for value, attributes in points
+    ]
+    return total(name, unit, description, found, monotonic=monotonic)
 
 
 def metrics(observation: Observation) -> list[Metric]:
@@ -113,7 +121,5 @@ def metrics(observation: Observation) -> list[Metric]:
 
 def metrics_request(observation: Observation, resource: Resource) -> tuple[ExportMetricsServiceRequest, int]:
     """An observation as an export request, and the number of data points in it."""
-    found = metrics(observation)
-    scope = ScopeMetrics(SCOPE, found, names.SCHEMA_URL)
-    request = encode_metrics(MetricsData([ResourceMetrics(resource, [scope], names.SCHEMA_URL)]))
-    return request, sum(len(metric.data.data_points) for metric in found)
+    scope = ScopeMetrics(SCOPE, metrics(observation), names.SCHEMA_URL)
+    return request_of([ResourceMetrics(resource, [scope], names.SCHEMA_URL)])

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics.export import (
@@ -11,11 +10,9 @@ from opentelemetry.sdk.metrics.export import (
     ExponentialHistogram,
     ExponentialHistogramDataPoint,
     Metric,
-    MetricsData,
     NumberDataPoint,
     ResourceMetrics,
     ScopeMetrics,
-    Sum,
 )
 from opentelemetry.sdk.resources import Resource
 
@@ -23,12 +20,15 @@ from tcpio_otel.aggregation.histogram import Histogram
 from tcpio_otel.aggregation.traffic import OVERFLOW, Key, Series
 from tcpio_otel.attribution.naming import Workload
 from tcpio_otel.batch import Names
-from tcpio_otel.connections.events import Role
+from tcpio_otel.connections.events import Counts, Role
 from tcpio_otel.encoding import names
+from tcpio_otel.encoding.metrics import points_in, request_of, total
 from tcpio_otel.encoding.spans import SCOPE
 
 Attributes = dict[str, str | int | bool]
-Told = list[tuple[Key, Series]]
+Told = list[tuple[Attributes, Series]]
+Values = list[tuple[int, Names]]
+"""Figures, and what each is about beyond its series."""
 
 
 def key_attributes(key: Key) -> Attributes:
@@ -56,12 +56,12 @@ def traffic_requests(
     points = 0
     for metrics in traffic(series, resource, drop_reasons, now_ns):
         some.append(metrics)
-        points += sum(len(metric.data.data_points) for scope in metrics.scope_metrics for metric in scope.metrics)
+        points += points_in([metrics])
         if points >= POINTS:
-            yield encode_metrics(MetricsData(some)), points
+            yield request_of(some)
             some, points = [], 0
     if some:
-        yield encode_metrics(MetricsData(some)), points
+        yield request_of(some)
 
 
 def traffic(
@@ -80,7 +80,7 @@ def traffic(
     """
     by_workload: dict[Workload, Told] = {}
     for key, found in series:
-        by_workload.setdefault(key.workload, []).append((key, found))
+        by_workload.setdefault(key.workload, []).append((key_attributes(key), found))
     return [
         ResourceMetrics(
             resource(workload), [ScopeMetrics(SCOPE, _metrics(told, drop_reasons, now_ns), names.SCHEMA_URL)],
@@ -91,65 +91,56 @@ def traffic(
 
 
 def _metrics(told: Told, drop_reasons: Mapping[int, str], now_ns: int) -> list[Metric]:
-    def total(name: str, unit: str, text: str, points: Callable[[Series], Iterable[tuple[int, Names]]]) -> Metric:
-        return Metric(
-            name, text, unit,
-            Sum(
-                [
-                    NumberDataPoint({**key_attributes(key), **dict(more)}, series.started_ns, now_ns, value)
-                    for key, series in told
-                    for value, more in points(series)
-                ],
-                AggregationTemporality.CUMULATIVE, is_monotonic=True,
-            ),
-        )  # fmt: skip
-
-    def directions(sent: int, received: int) -> list[tuple[int, Names]]:
-        return [
-            (value, ((names.IO_DIRECTION, direction),))
-            for value, direction in ((sent, "transmit"), (received, "receive"))
+    def summed(name: str, unit: str, text: str, points: Callable[[Series], Values]) -> Metric:
+        found = [
+            NumberDataPoint({**attributes, **dict(more)}, series.started_ns, now_ns, value)
+            for attributes, series in told
+            for value, more in points(series)
         ]
+        return total(name, unit, text, found)
 
-    def by(name: str, counts: Mapping[str, int]) -> list[tuple[int, Names]]:
+    def by(name: str, counts: Mapping[str, int]) -> Values:
         return [(count, ((name, value),) if value else ()) for value, count in counts.items()]
 
-    def of_connections(series: Series) -> bool:
-        return bool(series.opened or series.closed or any(series.moved))
-
-    def moved(series: Series, unit: str) -> list[tuple[int, Names]]:
-        counts = series.counts
-        if not of_connections(series):
-            return []
-        return (
-            directions(counts.bytes_sent, counts.bytes_received)
-            if unit == "By"
-            else directions(counts.packets_sent, counts.packets_received)
+    def connected(points: Callable[[Series, Counts], Values]) -> Callable[[Series], Values]:
+        """Of series that have connections: others have drops alone."""
+        return lambda series: (
+            points(series, series.counts) if series.opened or series.closed or any(series.moved) else []
         )
 
+    def directions(sent: int, received: int) -> Values:
+        return [(sent, ((names.IO_DIRECTION, "transmit"),)), (received, ((names.IO_DIRECTION, "receive"),))]
+
     found = [
-        total("tcp.io", "By", "Payload, without retransmits.", lambda series: moved(series, "By")),
-        total("tcp.packets", "{packet}", "Segments.", lambda series: moved(series, "{packet}")),
-        total(
+        summed(
+            "tcp.io", "By", "Payload, without retransmits.",
+            connected(lambda _, counts: directions(counts.bytes_sent, counts.bytes_received)),
+        ),
+        summed(
+            "tcp.packets", "{packet}", "Segments.",
+            connected(lambda _, counts: directions(counts.packets_sent, counts.packets_received)),
+        ),
+        summed(
             "tcp.retransmits", "{packet}", "Segments that were sent again.",
-            lambda series: [(series.counts.retransmits, ())] if of_connections(series) else [],
+            connected(lambda _, counts: [(counts.retransmits, ())]),
         ),
-        total(
+        summed(
             "tcp.connections.opened", "{connection}", "Connections that were established.",
-            lambda series: [(series.opened, ())] if of_connections(series) else [],
+            connected(lambda series, _: [(series.opened, ())]),
         ),
-        total(
+        summed(
             "tcp.connections.closed", "{connection}", "Connections that ended.",
             lambda series: by(names.CLOSE_REASON, series.closed),
         ),
-        total(
+        summed(
             "tcp.connections.failed", "{connection}", "Connections that were not established.",
             lambda series: by(names.ERROR_TYPE, series.failed),
         ),
-        total(
+        summed(
             "tcp.resets", "{connection}", "Connections that a RST ended.",
             lambda series: by(names.CLOSE_INITIATOR, series.resets),
         ),
-        total(
+        summed(
             "tcp.drops", "{packet}", "Segments that were received and dropped.",
             lambda series: by(
                 names.DROP_REASON, {drop_reasons.get(reason, str(reason)): n for reason, n in series.drops.items()}
@@ -169,8 +160,8 @@ def _metrics(told: Told, drop_reasons: Mapping[int, str], now_ns: int) -> list[M
 
 def _histogram(name: str, text: str, told: Told, of: Callable[[Series], Histogram], now_ns: int) -> Metric:
     points = [
-        _point(key_attributes(key), series.started_ns, now_ns, histogram)
-        for key, series in told
+        _point(attributes, series.started_ns, now_ns, histogram)
+        for attributes, series in told
         if (histogram := of(series)).count
     ]
     return Metric(name, text, "s", ExponentialHistogram(points, AggregationTemporality.CUMULATIVE))
