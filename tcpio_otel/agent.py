@@ -165,22 +165,7 @@ def run(config: Config, terminal: IO[str]) -> int:
         outputs = Outputs(config, vocabulary, ledger, boot_ns, workloads, peers)
         pipeline = _pipeline(config, ledger, vocabulary, outputs, source, workloads, peers)
         view = _View(config, terminal, ledger, pipeline, outputs, source)
-        give_back = GiveBack(outputs.packet_encoder.forget)
-        fault: BaseException | None = None
-        try:
-            with view:
-                for batch in batches(source, stop):
-                    pipeline.process(batch)
-                    give_back.after(len(batch))
-                    view.refresh()
-        except EnvironmentFault:
-            raise
-        except Exception as error:
-            fault = error  # what came before it is still exported
-        snapshot = source.snapshot()
-        for batch in source.finish():
-            pipeline.process(batch)
-        pipeline.finish(source.now_ns(), snapshot)
+        fault = record(source, pipeline, stop, GiveBack(outputs.packet_encoder.forget), view.refresh, shown=view)
         view.send_metrics()
         outputs.close(float(config.export.flush_timeout))
         view.last_word()
@@ -189,6 +174,48 @@ def run(config: Config, terminal: IO[str]) -> int:
     if source.paced and (lost := outputs.exports.lost()):
         raise EnvironmentFault(f"not everything reached {outputs.destination}: {lost}; see the lines above")
     return 0
+
+
+def record(
+    source: Source,
+    pipeline: Pipeline,
+    stop: Callable[[], bool],
+    give_back: GiveBack,
+    between: Callable[[], None],
+    shown: contextlib.AbstractContextManager[object] | None = None,
+) -> BaseException | None:
+    """Take in what a source yields until it ends or is told to stop, then what it has left.
+
+    Args:
+        source: where batches come from.
+        pipeline: where they go.
+        stop: whether to stop now.
+        give_back: gives back memory that a burst took.
+        between: called after each batch.
+        shown: entered until the source has ended, and not beyond.
+
+    Returns:
+        The fault that ended it, after which everything before it was taken in; None: there was none.
+
+    Raises:
+        EnvironmentFault: what stands in the way is no fault of ours.
+    """
+    fault: BaseException | None = None
+    try:
+        with shown or contextlib.nullcontext():
+            for batch in batches(source, stop):
+                pipeline.process(batch)
+                give_back.after(len(batch))
+                between()
+    except EnvironmentFault:
+        raise
+    except Exception as error:
+        fault = error  # what came before it is still exported
+    snapshot = source.snapshot()
+    for batch in source.finish():
+        pipeline.process(batch)
+    pipeline.finish(source.now_ns(), snapshot)
+    return fault
 
 
 def _netns(file: Path | None) -> int:

@@ -9,12 +9,11 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from socket import socket
 from typing import TYPE_CHECKING
 
-from tcpio_otel.agent import Stop, attribution, batches, connection_table, listen_to_nat, opened
+from tcpio_otel.agent import Stop, attribution, connection_table, listen_to_nat, opened, record
 from tcpio_otel.clock import boot_ns
 from tcpio_otel.config import Config
 from tcpio_otel.errors import EnvironmentFault, UsageError
@@ -25,7 +24,6 @@ from tcpio_otel.memory import GiveBack, share_one_heap
 if TYPE_CHECKING:
     from tcpio_otel.attribution.peers import Peers
     from tcpio_otel.attribution.workloads import Workloads
-    from tcpio_otel.batch import Batch
     from tcpio_otel.capture.loaders import Vocabulary
     from tcpio_otel.line_outputs import LineOutputs
     from tcpio_otel.payload import Items
@@ -76,17 +74,14 @@ def telegraf(config: Config, orders: Orders, *, once: bool) -> int:
             outputs.send_totals(pipeline.traffic(source.now_ns()), observation)
 
         flushes = Flushes(orders, 0 if once else int(config.telegraf.interval * 1e9), boot_ns())
-        fault: BaseException | None = None
-        try:
-            _follow(batches(source, lambda: stop() or orders.over), pipeline, outputs, flushes, tell_totals)
-        except EnvironmentFault:
-            raise
-        except Exception as error:
-            fault = error  # what came before it is still told
-        snapshot = source.snapshot()
-        for batch in source.finish():
-            pipeline.process(batch)
-        pipeline.finish(source.now_ns(), snapshot)
+
+        def flush_when_due() -> None:
+            if flushes.due(boot_ns()):
+                outputs.flush()
+                tell_totals()
+
+        give_back = GiveBack(outputs.packet_encoder.forget)
+        fault = record(source, pipeline, lambda: stop() or orders.over, give_back, flush_when_due)
         deadline_ns = boot_ns() + int(config.export.flush_timeout * 1e9)
         outputs.close_details(deadline_ns)
         tell_totals()  # now that nothing is in flight any more
@@ -108,22 +103,6 @@ def _stdout(once: bool) -> int:
     if sys.stdin is None and not once:
         raise UsageError("telegraf takes its orders from standard input, which is closed; give --once to do without")
     return sys.stdout.fileno()
-
-
-def _follow(
-    found: Iterable[Batch],
-    pipeline: Pipeline,
-    outputs: LineOutputs,
-    flushes: Flushes,
-    tell_totals: Callable[[], None],
-) -> None:
-    give_back = GiveBack(outputs.packet_encoder.forget)
-    for batch in found:
-        pipeline.process(batch)
-        give_back.after(len(batch))
-        if flushes.due(boot_ns()):
-            outputs.flush()
-            tell_totals()
 
 
 def _pipeline(
