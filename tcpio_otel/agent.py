@@ -278,6 +278,7 @@ def attribution(config: Config, heard: list[socket], stack: ExitStack) -> tuple[
         return Workloads(cgroups), None
     try:
         from tcpio_otel.attribution.cluster import Cluster
+        from tcpio_otel.attribution.kubelet import Kubelet
         from tcpio_otel.attribution.kubernetes import NodePods, connected
     except ImportError as error:
         raise EnvironmentFault(
@@ -295,7 +296,10 @@ def attribution(config: Config, heard: list[socket], stack: ExitStack) -> tuple[
         translations = [stack.enter_context(Translations(each)) for each in heard]
         peers = Peers(cluster.addresses, translations[0] if translations else None, wait_ns)
         others.append(cluster.own_pods)
-    pods = NodePods(client, wanted.node_name or "", attributes, cache=wanted.cache, others=others)
+    kubelet, node = None, wanted.node_name or ""
+    if wanted.kubelet:
+        kubelet = Kubelet(wanted.kubelet, node, client.configuration, wanted.kubelet_certificate)
+    pods = NodePods(client, node, attributes, cache=wanted.cache, others=others, kubelet=kubelet)
     return Workloads(cgroups, stack.enter_context(pods), wait_ns), peers
 
 

@@ -146,6 +146,10 @@ class Kubernetes:
     )
     node_name: str | None = key("this node's name, as the API server has it; needed", None)
     kubeconfig: Path | None = key("how to reach the API server; unset: as a pod does, by its service account", None)
+    kubelet: Url | None = key(
+        "URL of this node's kubelet, asked for its pods while the API server does not answer; unset: nobody is", None
+    )
+    kubelet_certificate: Path | None = key("CA certificate of the kubelet, PEM; unset: the cluster's", None)
     wait: Seconds = key(
         "how long what a new pod sends and receives waits until the API server has told of it",
         Seconds(5),
@@ -566,6 +570,8 @@ def _check(config: Config) -> None:
         raise UsageError("kubernetes.enabled needs kubernetes.node_name (in a pod: spec.nodeName, by the downward API)")
     if config.kubernetes.enabled and not config.attribution.workloads:
         raise UsageError("kubernetes.enabled says of workloads which pods they are: it needs attribution.workloads")
+    if config.kubernetes.kubelet_certificate and not config.kubernetes.kubelet:
+        raise UsageError("kubernetes.kubelet_certificate is for kubernetes.kubelet, which is not set")
     if config.kubernetes.enabled and config.kubernetes.backends and not config.kubernetes.peers:
         raise UsageError("kubernetes.backends says who is behind addresses: it needs kubernetes.peers (services, say)")
     if config.file.directory and receivers:

@@ -16,6 +16,7 @@ import urllib3
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
 
+from tcpio_otel.attribution.kubelet import Kubelet
 from tcpio_otel.attribution.pods import Item, Pod, Wanted, pod_of
 from tcpio_otel.attribution.watch import Sink, Watch
 from tcpio_otel.errors import EnvironmentFault
@@ -56,6 +57,7 @@ class NodePods:
         wanted: what of a pod becomes attributes.
         cache: a file that keeps them across restarts; None: none does.
         others: who else wants to know of these pods.
+        kubelet: who tells of them while the API server does not answer; None: nobody does.
         clock: seconds that go on.
 
     Attributes:
@@ -70,6 +72,7 @@ class NodePods:
         *,
         cache: Path | None = None,
         others: Sequence[Sink] = (),
+        kubelet: Kubelet | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._node, self._wanted, self._cache, self._clock = node, wanted, cache, clock
@@ -81,7 +84,7 @@ class NodePods:
         self.version = 0
         api = kubernetes_client.CoreV1Api(client)
         ask = partial(api.list_pod_for_all_namespaces, field_selector=f"spec.nodeName={node}")
-        self._watch = Watch(f"the pods of node {node}", ask, (self, *others))
+        self._watch = Watch(f"the pods of node {node}", ask, (self, *others), kubelet)
 
     def __enter__(self) -> Self:
         self._load()
@@ -110,10 +113,12 @@ class NodePods:
         """Learn what a pod is now."""
         pod = pod_of(item, self._wanted)
         self._deleted.pop(uid, None)
-        if self._pods.get(uid) == pod:
-            return
-        for known in pod.uids:
-            self._pods[known] = pod
+        known = self._pods.get(uid)
+        if known == pod or (known and known.uids[0] != uid):
+            return  # a static pod, which the kubelet knows by another uid than the API server
+        for each in pod.uids:
+            self._pods[each] = pod
+            self._items.pop(each, None)
         self._items[uid] = json.dumps(_essential(item))
         self.version += 1
         self._unsaved = True
@@ -125,7 +130,8 @@ class NodePods:
     def listed(self, uids: set[str]) -> None:
         """Forget all others in a while."""
         for uid in self._items.keys() - uids - self._deleted.keys():
-            self.gone(uid)
+            if uids.isdisjoint(self._pods[uid].uids):
+                self.gone(uid)
 
     def pause(self) -> None:
         """Forget, and write the file, where it is time to."""
@@ -138,9 +144,10 @@ class NodePods:
             if self._clock() - since_s >= REMEMBERED_S:
                 del self._deleted[uid]
                 self._items.pop(uid, None)
-                if pod := self._pods.get(uid):
-                    for known in pod.uids:
-                        self._pods.pop(known, None)
+                pod = self._pods.get(uid)
+                if pod and pod.uids[0] == uid:
+                    for each in pod.uids:
+                        self._pods.pop(each, None)
                 self._unsaved = True
 
     # The file.

@@ -1,7 +1,8 @@
 """Objects of one kind, kept up with at the API server.
 
 A thread lists them, then follows what changes, and lists them again when the server says that it has forgotten where
-that was (410 Gone). While the server cannot be reached it asks again, less and less often.
+that was (410 Gone). While the server cannot be reached it asks again, less and less often, and meanwhile somebody else
+who knows, where there is one.
 """
 
 import json
@@ -13,7 +14,9 @@ from typing import Any, Protocol, Self
 
 import urllib3
 from kubernetes import client as kubernetes_client
+from kubernetes import config as kubernetes_config
 
+from tcpio_otel.attribution.kubelet import Kubelet, RefusedError
 from tcpio_otel.attribution.pods import Item
 
 logger = logging.getLogger(__name__)
@@ -25,6 +28,9 @@ WATCH_S = 300
 """How long one watch lasts before it is begun anew, with a deviation, so that agents do not do so all at once."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+KUBELET_PAUSE_S = 10.0
+"""Between two questions to the kubelet, which is asked by nobody but its node's own agents."""
+
 TIMEOUT_S = 10.0
 """For a connection to the server, and between two things that it says; a watch has bookmarks every minute."""
 
@@ -63,10 +69,13 @@ class Watch:
         ask: a list of them from the official client, which takes the parameters of the API and returns the answer as
             it came.
         sinks: who wants to know.
+        kubelet: who is asked for them while the server does not answer; None: nobody is.
     """
 
-    def __init__(self, what: str, ask: Callable[..., Any], sinks: Sequence[Sink]) -> None:
-        self._what, self._list_or_watch, self._sinks = what, ask, sinks
+    def __init__(
+        self, what: str, ask: Callable[..., Any], sinks: Sequence[Sink], kubelet: Kubelet | None = None
+    ) -> None:
+        self._what, self._list_or_watch, self._sinks, self._kubelet = what, ask, sinks, kubelet
         self._stop = threading.Event()
         self._watching: Any = None
         self._position = ""  # in the history of the API server's objects
@@ -96,27 +105,66 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            try:
-                if not self._position:
-                    self._list()
-                self._watch()
-            except kubernetes_client.ApiException as error:
-                self._tell(_words(error))
-                if error.status == GONE:
-                    self._position = ""
-            except _ForgottenError:
-                self._position = ""
-            except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-                self._tell(f"cannot reach it: {_cause(error)}")
-            except (LookupError, TypeError, AttributeError) as error:
-                self._tell(f"it says what no API server says: {type(error).__name__} {error}")
-                self._position = ""
-            else:
+            fault = self._follow()
+            if fault is None:
                 continue
             for sink in self._sinks:
                 sink.pause()
-            self._stop.wait(self._pause_s * random.uniform(0.5, 1))  # noqa: S311 - not for secrets
+            self._wait(fault)
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+    def _follow(self) -> str | None:
+        """List and watch, until the server ends the watch; else why to wait, in words where there are any."""
+        try:
+            if not self._position:
+                self._list()
+            self._watch()
+        except kubernetes_client.ApiException as error:
+            if error.status == GONE:
+                self._position = ""
+            return _words(error)
+        except _ForgottenError:
+            self._position = ""
+            return ""
+        except kubernetes_config.ConfigException as error:
+            return f"cannot ask it: {error}"
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            return f"cannot reach it: {_cause(error)}"
+        except (LookupError, TypeError, AttributeError) as error:
+            self._position = ""
+            return f"it says what no API server says: {type(error).__name__} {error}"
+        return None
+
+    def _wait(self, fault: str) -> None:
+        """Before the server is asked again."""
+        left_s = self._pause_s * random.uniform(0.5, 1)  # noqa: S311 - not for secrets
+        while not self._stop.is_set():
+            if fault:
+                self._tell(fault if self._kubelet is None else f"{fault}; {self._ask_kubelet(self._kubelet)}")
+            self._stop.wait(min(left_s, KUBELET_PAUSE_S))
+            left_s -= KUBELET_PAUSE_S
+            if left_s <= 0:
+                break
+
+    def _ask_kubelet(self, kubelet: Kubelet) -> str:
+        """Learn from it; what came of that, in words."""
+        try:
+            items = {item["metadata"]["uid"]: item for item in kubelet.pods()}
+            for uid, item in items.items():
+                for sink in self._sinks:
+                    sink.take(uid, item)
+        except RefusedError as error:
+            return f"the kubelet: {error}"
+        except kubernetes_config.ConfigException as error:
+            return f"cannot ask the kubelet: {error}"
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            return f"cannot reach the kubelet: {_cause(error)}"
+        except (LookupError, TypeError, AttributeError) as error:
+            return f"the kubelet says what no kubelet says: {type(error).__name__} {error}"
+        for sink in self._sinks:
+            sink.listed(set(items))
+            sink.pause()
+        return "the kubelet tells of them instead"
 
     def _tell(self, fault: str) -> None:
         """Say it once when something stands in the way, and when it does not any more."""

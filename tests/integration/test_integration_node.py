@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 
 from tcpio_otel import privileges
+from tcpio_otel.attribution.kubelet import Kubelet
+from tcpio_otel.attribution.kubernetes import NodePods, connected
+from tcpio_otel.attribution.pods import Wanted
 from tcpio_otel.capture.probe import cgroup_root
 from tests.integration.collector import Collector, collector
 from tests.kernel.harness import attached, plain, wait_for
@@ -24,6 +28,15 @@ from tests.peers.kubernetes import ControlPlane
 CHART = Path(__file__).parents[2] / "helm" / "tcpio-otel"
 NAMESPACE = "observability"
 IMAGE = "localhost/tcpio-otel-test/agent"
+ACCOUNT = "agent-tcpio-otel"
+KUBELET = f"https://{nodes.ADDRESS}:10250"
+KUBELET_OFFERS = {
+    "/pods": 200, "/runningpods/": 200, "/stats/summary": 403, "/logs/": 403, "/configz": 403,
+    "/exec/default/pod/container": 403,
+}  # fmt: skip
+"""To whoever may get nodes/pods."""
+
+RBAC = "/apis/rbac.authorization.k8s.io/v1"
 PATIENCE_S = 120
 
 pytestmark = pytest.mark.skipif(bool(privileges.missing_to_load()), reason="needs root: the probe cannot be loaded")
@@ -165,6 +178,7 @@ def test_the_chart_on_a_node(cluster: Cluster, tmp_path: Path) -> None:
     with ExitStack() as stack:
         receiver = stack.enter_context(collector(tmp_path))
         settings = {
+            "kubelet.url": KUBELET, "kubelet.certificateHostPath": str(cluster.node.directory / "kubelet-ca.pem"),
             "image.repository": IMAGE, "image.tag": "built", "image.pullPolicy": "Never",
             "config.capture.cgroup": f"/host{cgroup_root()}",
             "config.kubernetes.peers": "{services,nodes,pods}", "config.kubernetes.backends": "true",
@@ -189,6 +203,7 @@ def test_the_chart_on_a_node(cluster: Cluster, tmp_path: Path) -> None:
             "-n", NAMESPACE, "get", first, "-o", "jsonpath={.status.containerStatuses[0].restartCount}"
         )
         assert restarts == "0"
+        check_rights_at_kubelet(cluster)
         log = tmp_path / "log"
         with log.open("w") as file:
             ask = [str(cluster.plane.kubectl), f"--kubeconfig={cluster.kubeconfig}", "-n", NAMESPACE]
@@ -206,6 +221,49 @@ def test_the_chart_on_a_node(cluster: Cluster, tmp_path: Path) -> None:
     ledger = next(line for line in log.read_text().splitlines() if "seen " in line and " = exported " in line)
     assert re.search(r"dropped 0 \+ in flight 0", ledger), ledger
     check(received(receiver))
+
+
+def check_rights_at_kubelet(cluster: Cluster) -> None:
+    """The agent's account may read the node's pods, in the two ways that its right is for, and nothing else."""
+    ask = urllib3.PoolManager(ca_certs=str(cluster.node.directory / "kubelet-ca.pem"))
+    headers = {"authorization": f"Bearer {cluster.plane.token(NAMESPACE, ACCOUNT)}"}
+    answers = {path: ask.request("GET", f"{KUBELET}{path}", headers=headers).status for path in KUBELET_OFFERS}
+    assert answers == KUBELET_OFFERS
+
+
+def test_the_kubelet_tells_of_pods_while_the_agent_is_cut_off(cluster: Cluster, tmp_path: Path) -> None:
+    """With the right that the chart gives, and a certificate of the kubelet's own; until the API server is back."""
+    cluster.roll_out("default", "deployment/web")
+    plane, kubeconfig = cluster.plane, tmp_path / "kubeconfig"
+    plane.create("/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "reader"}})
+    role = {
+        "metadata": {"name": "reader"},
+        "rules": [{"apiGroups": [""], "resources": ["nodes/pods"], "verbs": ["get"]}],
+    }
+    plane.create(f"{RBAC}/clusterroles", role)
+    binding = {
+        "metadata": {"name": "reader"},
+        "subjects": [{"kind": "ServiceAccount", "name": "reader", "namespace": "default"}],
+        "roleRef": {"kind": "ClusterRole", "name": "reader", "apiGroup": "rbac.authorization.k8s.io"},
+    }
+    plane.create(f"{RBAC}/clusterrolebindings", binding)
+    client = connected(plane.kubeconfig(kubeconfig, plane.token("default", "reader")))
+    reachable, client.configuration.host = client.configuration.host, "https://127.0.0.1:1"
+    kubelet = Kubelet(KUBELET, nodes.NAME, client.configuration, cluster.node.directory / "kubelet-ca.pem")
+    (uid,) = cluster.kubectl("get", "pods", "-lapp=web", "-o", "jsonpath={.items[*].metadata.uid}").split()
+    with NodePods(client, nodes.NAME, Wanted(), kubelet=kubelet) as pods:
+        wait_for(lambda: pods.fault.endswith("the kubelet tells of them instead"), "the kubelet's answer", PATIENCE_S)
+        assert pods[uid]
+        told = pods[uid].attributes
+        assert (told["k8s.pod.uid"], told["k8s.deployment.name"], told["k8s.node.name"]) == (uid, "web", nodes.NAME)
+        assert [each.name for each in pods[uid].containers.values()] == ["httpd"]
+        plane.call("PUT", f"{RBAC}/clusterroles/reader", {"metadata": {"name": "reader"}, "rules": []})
+        wait_for(lambda: "the kubelet: 403 Forbidden" in pods.fault, "its refusal", PATIENCE_S)
+        rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
+        plane.call("PUT", f"{RBAC}/clusterroles/reader", {"metadata": {"name": "reader"}, "rules": rules})
+        client.configuration.host = reachable
+        wait_for(lambda: not pods.fault, "the API server's answer", PATIENCE_S)
+        assert pods[uid].attributes == told
 
 
 def check(found: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:

@@ -1,7 +1,7 @@
 {{/* What no single value can tell, and the schema cannot say: fails with what is wrong and what to do. */}}
 {{- define "tcpio-otel.contradictions" -}}
 {{- $key := dict -}}
-{{- range list "source" "duration" "attribution.workloads" "capture.cgroup" "capture.queue_memory" "capture.ring_memory" "kubernetes.node_name" "export.endpoint" "export.protocol" "export.headers" "export.certificate" "export.client_certificate" "export.client_key" "export.queue_memory" "export.flush_timeout" "file.directory" -}}
+{{- range list "source" "duration" "attribution.workloads" "capture.cgroup" "capture.queue_memory" "capture.ring_memory" "kubernetes.node_name" "kubernetes.kubelet" "kubernetes.kubelet_certificate" "export.endpoint" "export.protocol" "export.headers" "export.certificate" "export.client_certificate" "export.client_key" "export.queue_memory" "export.flush_timeout" "file.directory" -}}
 {{- $_ := set $key . (include "tcpio-otel.key" (dict "config" $.Values.config "key" .)) -}}
 {{- end -}}
 {{- $endpoints := include "tcpio-otel.endpoints" . -}}
@@ -37,6 +37,15 @@
 {{- if and .rbac.create (not .serviceAccount.create) (not .serviceAccount.name) -}}
 {{- fail "serviceAccount.create is false: give serviceAccount.name, or every pod of the namespace could list pods" -}}
 {{- end -}}
+{{- end -}}
+{{- if or (get $key "kubernetes.kubelet") (get $key "kubernetes.kubelet_certificate") -}}
+{{- fail "config.kubernetes.kubelet takes a right, and each node has its own: use kubelet.url and kubelet.certificateHostPath" -}}
+{{- end -}}
+{{- if and .kubelet.url (not (include "tcpio-otel.kubernetes" $)) -}}
+{{- fail "kubelet.url stands in for the API server: it needs config.kubernetes.enabled" -}}
+{{- end -}}
+{{- if and .kubelet.certificateHostPath (not .kubelet.url) -}}
+{{- fail "kubelet.certificateHostPath is for kubelet.url, which is not set" -}}
 {{- end -}}
 {{- range list "endpoint" "protocol" -}}
 {{- if and (get $.Values.otlp .) (get $key (printf "export.%s" .)) -}}
@@ -107,8 +116,8 @@
 {{- if has .name $own -}}
 {{- fail (printf "extraEnv: %s is set by the chart" .name) -}}
 {{- end -}}
-{{- if has .name (list "TCPIO_KUBERNETES_ENABLED" "TCPIO_KUBERNETES_PEERS" "TCPIO_KUBERNETES_BACKENDS") -}}
-{{- fail (printf "extraEnv: rights and volumes follow from config.kubernetes, not from %s" .name) -}}
+{{- if has .name (list "TCPIO_KUBERNETES_ENABLED" "TCPIO_KUBERNETES_PEERS" "TCPIO_KUBERNETES_BACKENDS" "TCPIO_KUBERNETES_KUBELET" "TCPIO_KUBERNETES_KUBELET_CERTIFICATE") -}}
+{{- fail (printf "extraEnv: rights and volumes follow from config.kubernetes and kubelet, not from %s" .name) -}}
 {{- end -}}
 {{- if has .name (list "TCPIO_RESOURCE_ATTRIBUTES" "OTEL_RESOURCE_ATTRIBUTES") -}}
 {{- fail (printf "extraEnv: %s would do away with host.name: use config.resource.attributes" .name) -}}

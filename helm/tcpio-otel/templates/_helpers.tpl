@@ -104,6 +104,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- range $receivers -}}
 {{- if .endpoint -}}
+{{- include "tcpio-otel.port" . -}}
+{{- "\n" -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* The port of a URL, as the agent takes it where it is not written: dict "endpoint" URL "protocol" PROTOCOL. */}}
+{{- define "tcpio-otel.port" -}}
 {{- $written := "^https?://[^/]*:([0-9]+)(/.*)?$" -}}
 {{- if regexMatch $written .endpoint -}}
 {{- regexReplaceAll $written .endpoint "${1}" -}}
@@ -111,9 +119,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 4317
 {{- else -}}
 {{- hasPrefix "https:" .endpoint | ternary "443" "80" -}}
-{{- end -}}
-{{- "\n" -}}
-{{- end -}}
 {{- end -}}
 {{- end }}
 

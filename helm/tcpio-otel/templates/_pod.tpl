@@ -61,6 +61,14 @@ containers:
       {{- with .extraEnv }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
+      {{- with .kubelet.url }}
+      - name: TCPIO_KUBERNETES_KUBELET
+        value: {{ . | quote }}
+      {{- end }}
+      {{- if .kubelet.certificateHostPath }}
+      - name: TCPIO_KUBERNETES_KUBELET_CERTIFICATE
+        value: /host/kubelet-ca.pem
+      {{- end }}
       {{- with .otlp.endpoint }}
       - name: TCPIO_EXPORT_ENDPOINT
         value: {{ . | quote }}
@@ -123,6 +131,11 @@ containers:
         mountPath: /etc/machine-id
         readOnly: true
       {{- end }}
+      {{- if .kubelet.certificateHostPath }}
+      - name: host-kubelet-ca
+        mountPath: /host/kubelet-ca.pem
+        readOnly: true
+      {{- end }}
       {{- if $bpffs }}
       - name: host-bpf
         mountPath: /sys/fs/bpf
@@ -155,6 +168,12 @@ volumes:
       type: Directory
   {{- with .host.machineId }}
   - name: host-machine-id
+    hostPath:
+      path: {{ . }}
+      type: File
+  {{- end }}
+  {{- with .kubelet.certificateHostPath }}
+  - name: host-kubelet-ca
     hostPath:
       path: {{ . }}
       type: File

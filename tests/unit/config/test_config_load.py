@@ -47,6 +47,8 @@ OTHERS = {
     "kubernetes.enabled": True,
     "kubernetes.node_name": "node-7",
     "kubernetes.kubeconfig": "/etc/kubeconfig",
+    "kubernetes.kubelet": "https://192.0.2.7:10250",
+    "kubernetes.kubelet_certificate": "/etc/kubelet.pem",
     "kubernetes.wait": "7s",
     "kubernetes.cache": "/var/cache/pods.json",
     "kubernetes.labels": ["app", "team"],
@@ -131,6 +133,8 @@ def partners(path: str) -> dict[str, Any]:
         return {path.replace("client_certificate", "client_key"): "/etc/client.key"}
     if path == "kubernetes.enabled":
         return {"kubernetes.node_name": "node-7"}
+    if path == "kubernetes.kubelet_certificate":
+        return {"kubernetes.kubelet": "https://192.0.2.7:10250"}
     return {}
 
 
