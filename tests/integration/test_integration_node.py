@@ -36,7 +36,6 @@ KUBELET_OFFERS = {
 }  # fmt: skip
 """To whoever may get nodes/pods."""
 
-RBAC = "/apis/rbac.authorization.k8s.io/v1"
 PATIENCE_S = 120
 
 pytestmark = pytest.mark.skipif(bool(privileges.missing_to_load()), reason="needs root: the probe cannot be loaded")
@@ -235,18 +234,8 @@ def test_the_kubelet_tells_of_pods_while_the_agent_is_cut_off(cluster: Cluster, 
     """With the right that the chart gives, and a certificate of the kubelet's own; until the API server is back."""
     cluster.roll_out("default", "deployment/web")
     plane, kubeconfig = cluster.plane, tmp_path / "kubeconfig"
-    plane.create("/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "reader"}})
-    role = {
-        "metadata": {"name": "reader"},
-        "rules": [{"apiGroups": [""], "resources": ["nodes/pods"], "verbs": ["get"]}],
-    }
-    plane.create(f"{RBAC}/clusterroles", role)
-    binding = {
-        "metadata": {"name": "reader"},
-        "subjects": [{"kind": "ServiceAccount", "name": "reader", "namespace": "default"}],
-        "roleRef": {"kind": "ClusterRole", "name": "reader", "apiGroup": "rbac.authorization.k8s.io"},
-    }
-    plane.create(f"{RBAC}/clusterrolebindings", binding)
+    plane.account("reader")
+    plane.allow("reader", {"resources": ["nodes/pods"], "verbs": ["get"]})
     client = connected(plane.kubeconfig(kubeconfig, plane.token("default", "reader")))
     reachable, client.configuration.host = client.configuration.host, "https://127.0.0.1:1"
     kubelet = Kubelet(KUBELET, nodes.NAME, client.configuration, cluster.node.directory / "kubelet-ca.pem")
@@ -257,10 +246,9 @@ def test_the_kubelet_tells_of_pods_while_the_agent_is_cut_off(cluster: Cluster, 
         told = pods[uid].attributes
         assert (told["k8s.pod.uid"], told["k8s.deployment.name"], told["k8s.node.name"]) == (uid, "web", nodes.NAME)
         assert [each.name for each in pods[uid].containers.values()] == ["httpd"]
-        plane.call("PUT", f"{RBAC}/clusterroles/reader", {"metadata": {"name": "reader"}, "rules": []})
+        plane.allow("reader")
         wait_for(lambda: "the kubelet: 403 Forbidden" in pods.fault, "its refusal", PATIENCE_S)
-        rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
-        plane.call("PUT", f"{RBAC}/clusterroles/reader", {"metadata": {"name": "reader"}, "rules": rules})
+        plane.allow("reader", {"resources": ["pods"], "verbs": ["list", "watch"]})
         client.configuration.host = reachable
         wait_for(lambda: not pods.fault, "the API server's answer", PATIENCE_S)
         assert pods[uid].attributes == told

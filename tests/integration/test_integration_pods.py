@@ -18,7 +18,6 @@ from tcpio_otel.errors import EnvironmentFault
 from tests.peers.go import or_skip
 from tests.peers.kubernetes import ControlPlane, build, control_plane
 
-RBAC = "/apis/rbac.authorization.k8s.io/v1"
 LABELS = Wanted(labels=["tier"])
 
 
@@ -53,17 +52,6 @@ def remove(cluster: ControlPlane, name: str) -> None:
     """Delete a pod at once."""
     answer = cluster.call("DELETE", f"/api/v1/namespaces/default/pods/{name}?gracePeriodSeconds=0")
     assert answer.status == 200, answer.data
-
-
-def account(cluster: ControlPlane, name: str, *verbs: str) -> None:
-    """A service account that may do so to pods, everywhere."""
-    metadata = {"metadata": {"name": name}}
-    cluster.create("/api/v1/namespaces/default/serviceaccounts", metadata)
-    rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": list(verbs)}]
-    cluster.create(f"{RBAC}/clusterroles", {**metadata, "rules": rules})
-    subject = {"kind": "ServiceAccount", "name": name, "namespace": "default"}
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}
-    cluster.create(f"{RBAC}/clusterrolebindings", {**metadata, "subjects": [subject], "roleRef": role})
 
 
 def soon(condition: Callable[[], Any], timeout_s: float = 60) -> None:
@@ -157,18 +145,13 @@ def test_what_is_not_allowed_is_said_and_mended_without_a_restart(
 ) -> None:
     """RBAC that comes late, and a token that expires and is replaced in its file."""
     uid, name = create(cluster, node, f"{node}-first", tier="a"), f"reader-{node}"
-    cluster.create("/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": name}})
+    cluster.account(name)
     token = cluster.token("default", name)
     with watching(cluster, node, tmp_path, token=token) as pods:
         soon(lambda: pods.fault)
         assert re.match(r"403 pods is forbidden: .*cannot list resource", pods.fault)
         assert pods[uid] is None
-        rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
-        cluster.create(f"{RBAC}/clusterroles", {"metadata": {"name": name}, "rules": rules})
-        subject = {"kind": "ServiceAccount", "name": name, "namespace": "default"}
-        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}
-        binding = {"metadata": {"name": name}, "subjects": [subject], "roleRef": role}
-        cluster.create(f"{RBAC}/clusterrolebindings", binding)
+        cluster.allow(name, {"resources": ["pods"], "verbs": ["list", "watch"]})
         soon(lambda: tier(pods, uid) == "a")
         soon(lambda: pods.fault == "")
 
@@ -182,7 +165,8 @@ def test_a_token_that_expires_is_read_again(
         f"brief-{node}",
         kubernetes.config.incluster_config,
     )
-    account(cluster, name, "list", "watch")
+    cluster.account(name)
+    cluster.allow(name, {"resources": ["pods"], "verbs": ["list", "watch"]})
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(cluster.port))
     monkeypatch.setattr(files, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))

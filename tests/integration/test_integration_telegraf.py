@@ -20,7 +20,7 @@ import pytest
 from tcpio_otel import privileges
 from tcpio_otel.encoding import line_protocol as lines
 from tests.integration.collector import collector
-from tests.kernel.harness import Namespace, new_namespace, plain, wait_for
+from tests.kernel.harness import Namespace, new_namespace, plain, resident_bytes, wait_for
 from tests.peers.go import or_skip
 from tests.peers.telegraf import SHIPPED, Metric, Telegraf, build, telegraf
 from tests.unit.encoding.test_encoding_line_protocol import sayable
@@ -148,8 +148,7 @@ def test_a_telegraf_that_stands_still_costs_detail_alone(namespace: Namespace, t
         counted += [namespace.traffic("exchange", "4", "1000", "100", "100000") for _ in range(3)]
         assert time.monotonic() - began < 60  # nobody waits for Telegraf, which stands still for as long as it takes
         time.sleep(2)
-        resident = int(re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{child}/status").read_text())[0])
-        assert resident < 400_000
+        assert resident_bytes(child) < 400_000_000
         running.process.send_signal(signal.SIGCONT)
         wait_for(lambda: "takes" in running.log, "Telegraf to read again")
         assert running.stop() == 0

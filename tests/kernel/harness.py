@@ -103,10 +103,6 @@ class Agent:
             self.process.wait()
             raise AssertionError(f"it did not stop within {START_S} s:\n{self.stderr()[-8000:]}") from None
 
-    def resident_kib(self) -> int:
-        """The memory it has now."""
-        return int(re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())[0])
-
     def ledger(self) -> dict[str, int]:
         """The last line that tells where every packet went, as numbers."""
         lines = [line for line in self.stderr().splitlines() if "seen " in line and " = exported " in line]
@@ -150,6 +146,11 @@ def attached() -> int:
         os.close(program)
         found += info.raw[PROGRAM_NAME].startswith(b"tcpio_")
     return found
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process now."""
+    return 1024 * int(re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[0])
 
 
 def wait_for(condition: Any, what: str, timeout_s: float = 30) -> None:

@@ -18,7 +18,18 @@ from tcpio_otel.capture.loaders import Loader
 from tcpio_otel.memory import CALM_NS
 from tests.kernel import capture as recording
 from tests.kernel import conformance, hosts
-from tests.kernel.harness import AGENT, TRAFFIC, Namespace, agent, attached, logs, segments, spans, wait_for
+from tests.kernel.harness import (
+    AGENT,
+    TRAFFIC,
+    Namespace,
+    agent,
+    attached,
+    logs,
+    resident_bytes,
+    segments,
+    spans,
+    wait_for,
+)
 
 NAME = Path(sys.executable).resolve().name
 """What the kernel calls the programs of these tests."""
@@ -81,9 +92,9 @@ def test_spans_of_ten_thousand_short_connections_are_complete(
     ) as running:
         namespace.traffic("exchange", "4", "300", "700", "9000")
         time.sleep(CALM_NS / 1e9 + 2)
-        before_kib = running.resident_kib()
+        before = resident_bytes(running.pid)
         counted = namespace.traffic("exchange", "4", "10000", "700", "9000")
-        wait_for(lambda: running.resident_kib() < 1.2 * before_kib, "the memory of the burst to be given back", 120)
+        wait_for(lambda: resident_bytes(running.pid) < 1.2 * before, "the memory of the burst to be given back", 120)
         assert running.stop() == 0
     found = [span for span in spans(data) if counted["port"] in (
         span["attributes"]["network.local.port"], span["attributes"]["network.peer.port"])]  # fmt: skip

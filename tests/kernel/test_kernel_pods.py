@@ -26,9 +26,8 @@ from tests.kernel.cgroups import (
 )
 from tests.kernel.harness import Agent, Namespace, agent, wait_for
 from tests.peers.go import or_skip
-from tests.peers.kubernetes import ControlPlane, build, control_plane
+from tests.peers.kubernetes import RBAC, ControlPlane, build, control_plane
 
-RBAC = "/apis/rbac.authorization.k8s.io/v1"
 PODS = "/api/v1/namespaces/default/pods"
 NODE, ACCOUNT = "node-1", "tcpio-otel"
 WAIT_S = 10
@@ -43,20 +42,9 @@ def cluster(tmp_path: Path) -> Iterator[ControlPlane]:
     or_skip(build)
     (tmp_path / "cluster").mkdir()
     with control_plane(tmp_path / "cluster") as made:
-        metadata = {"metadata": {"name": ACCOUNT}}
-        made.create("/api/v1/namespaces/default/serviceaccounts", metadata)
-        rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
-        made.create(f"{RBAC}/clusterroles", {**metadata, "rules": rules})
-        bind(made)
+        made.account(ACCOUNT)
+        made.allow(ACCOUNT, {"resources": ["pods"], "verbs": ["list", "watch"]})
         yield made
-
-
-def bind(cluster: ControlPlane) -> None:
-    """Give the account its role."""
-    subject = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": "default"}
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ACCOUNT}
-    body = {"metadata": {"name": ACCOUNT}, "subjects": [subject], "roleRef": role}
-    cluster.create(f"{RBAC}/clusterrolebindings", body)
 
 
 class Fleet:
@@ -131,7 +119,7 @@ def test_every_packet_is_its_pods_whatever_happens_to_the_api_server(
         (unlucky,) = fleet.run(1, "before")
         time.sleep(WAIT_S + 2)  # longer than anybody waits for it
         again = watches_again(watcher)
-        bind(cluster)
+        cluster.bind(ACCOUNT)
         again()
         fleet.run(10, "before")
 

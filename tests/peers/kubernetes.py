@@ -24,6 +24,7 @@ from tests.integration.collector import free_port
 from tests.peers.go import programs
 
 VERSION = "1.37.2"
+RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 
 def build() -> Path:
@@ -140,6 +141,31 @@ class ControlPlane:
         assert response.status == 201, response.data.decode()
         created: dict[str, Any] = response.json()
         return created
+
+    def account(self, name: str) -> None:
+        """Create a service account in the default namespace, which may do nothing yet."""
+        self.create("/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": name}})
+
+    def allow(self, account: str, *rules: dict[str, Any]) -> None:
+        """Say what an account of the default namespace may do, everywhere, by a ClusterRole of its name.
+
+        A rule without an API group is of the core's.
+        """
+        complete = [{"apiGroups": [""], **rule} for rule in rules]
+        path, role = f"{RBAC}/clusterroles", {"metadata": {"name": account}, "rules": complete}
+        if self.call("GET", f"{path}/{account}").status == 200:
+            response = self.call("PUT", f"{path}/{account}", role)
+            assert response.status == 200, response.data.decode()
+            return
+        self.create(path, role)
+        self.bind(account)
+
+    def bind(self, account: str) -> None:
+        """Give an account of the default namespace the ClusterRole of its name."""
+        subject = {"kind": "ServiceAccount", "name": account, "namespace": "default"}
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": account}
+        body = {"metadata": {"name": account}, "subjects": [subject], "roleRef": role}
+        self.create(f"{RBAC}/clusterrolebindings", body)
 
     def token(self, namespace: str, account: str, seconds: int = 3600) -> str:
         """A token of a service account.

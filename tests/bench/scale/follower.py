@@ -13,7 +13,7 @@ from pathlib import Path
 from tcpio_otel.attribution.cluster import Cluster
 from tcpio_otel.attribution.kubernetes import connected
 from tcpio_otel.attribution.pods import Wanted
-from tests.bench.scale.usage import resident_bytes
+from tests.kernel.harness import resident_bytes
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")

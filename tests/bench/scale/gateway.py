@@ -12,8 +12,9 @@ from isal import igzip
 
 from tcpio_otel.export.http import GZIP_LEVEL
 from tests.bench.scale.node import Requests
-from tests.bench.scale.usage import resident_bytes, spent_s
+from tests.bench.scale.usage import spent_s
 from tests.integration.collector import Collector, collector
+from tests.kernel.harness import resident_bytes
 from tests.peers.clickhouse import ClickHouse, started
 from tests.peers.collector_contrib import shown
 

@@ -21,10 +21,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from tcpio_otel.capture.probe import cgroup_root
 from tcpio_otel.export.http import GZIP_LEVEL
 from tests.bench.scale import objects, server
-from tests.bench.scale.usage import cpu_s, resident_bytes, settle
+from tests.bench.scale.usage import cpu_s, settle
 from tests.integration.collector import Collector, free_port
 from tests.kernel.cgroups import NAMES, Tree
-from tests.kernel.harness import Agent, Namespace, agent, new_namespace, wait_for
+from tests.kernel.harness import Agent, Namespace, agent, new_namespace, resident_bytes, wait_for
 from tests.peers.kubernetes import ControlPlane, control_plane
 
 SIGNALS = ("logs", "traces", "metrics")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.scale import objects
-from tests.bench.scale.usage import cpu_s, resident_bytes, settle, spent_s
+from tests.bench.scale.usage import cpu_s, settle, spent_s
+from tests.kernel.harness import resident_bytes
 from tests.peers.kubernetes import ControlPlane
 
 PAGE = 500

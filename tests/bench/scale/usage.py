@@ -1,7 +1,6 @@
 """What processes take, as the kernel counts it."""
 
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,6 @@ def cpu_s(*pids: int) -> float:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
         ticks += int(after_name[11]) + int(after_name[12])
     return ticks / TICKS_PER_S
-
-
-def resident_bytes(pid: int) -> int:
-    """Memory of a process now."""
-    return 1024 * int(re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[0])
 
 
 def settle(*pids: int, patience_s: float = 15) -> None:
