@@ -35,7 +35,7 @@ def build() -> Path:
     return made_of(COMPONENTS, BINARY)
 
 
-def made_of(components: dict[str, list[str]], binary: Path) -> Path:
+def made_of(components: dict[str, list[str]], binary: Path, version: str = VERSION) -> Path:
     """A Collector made of these components, built if it is not in the cache; raises what `build` does.
 
     A component is a module's path, with a version after a space where it is not the Collector's own.
@@ -47,14 +47,15 @@ def made_of(components: dict[str, list[str]], binary: Path) -> Path:
     binary.parent.mkdir(parents=True, exist_ok=True)
     manifest = binary.parent / "manifest.yaml"
     modules = {
-        kind: [{"gomod": module if " " in module else f"{module} v{VERSION}"} for module in named]
+        kind: [{"gomod": module if " " in module else f"{module} v{version}"} for module in named]
         for kind, named in components.items()
     }
     manifest.write_text(json.dumps({"dist": {"name": binary.name, "output_path": str(binary.parent)}, **modules}))
-    environment = {**os.environ, "GOBIN": str(CACHE / "bin"), "CGO_ENABLED": "0"}
+    builder = CACHE / f"builder-{version}"
+    environment = {**os.environ, "GOBIN": str(builder), "CGO_ENABLED": "0"}
     for command in (
-        ["go", "install", f"go.opentelemetry.io/collector/cmd/builder@v{VERSION}"],
-        [str(CACHE / "bin" / "builder"), "--config", str(manifest)],
+        ["go", "install", f"go.opentelemetry.io/collector/cmd/builder@v{version}"],
+        [str(builder / "builder"), "--config", str(manifest)],
     ):
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if result.returncode:

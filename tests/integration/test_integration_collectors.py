@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from tests.integration.captured import Story
 from tests.integration.collector import Collector
 from tests.kernel.harness import plain, wait_for
 from tests.peers import collector_contrib, prometheus
+from tests.peers.bulk import bulk
 from tests.peers.collector_contrib import CONFIGURATIONS, send, shown
 from tests.peers.go import or_skip
 
 BUILDERS = {
     "kubernetes": collector.build,
-    "elasticsearch": collector_contrib.build_elastic,
-    "opensearch": collector_contrib.build_elastic,
+    **{name: partial(collector_contrib.build_alone, name) for name in collector_contrib.ALONE},
 }
 """Of what is not in the Collector that has all else."""
 
@@ -206,6 +207,36 @@ def test_tempo_gets_connections_as_internal_spans(story: Story, tmp_path: Path) 
         wait_for(lambda: "tcp.connection" in span_kinds(backend.received(*SPANS)), "connections")
     kinds = span_kinds(backend.received(*SPANS))
     assert kinds == {"GET /items": {CLIENT, SERVER}, "tcp.connection": {INTERNAL}}
+
+
+@pytest.mark.parametrize(
+    ("name", "indices"),
+    [
+        ("elasticsearch", {"logs": "logs-", "traces": "traces-", "metrics": "metrics-"}),
+        ("opensearch", {"logs": "ss4o_logs-", "traces": "ss4o_traces-"}),
+    ],
+)
+def test_a_server_of_documents_gets_each_packet_and_connection(
+    story: Story, tmp_path: Path, name: str, indices: dict[str, str]
+) -> None:
+    """By the exporter itself; the server is a stand-in that takes what the real one's bulk request may have."""
+    or_skip(partial(collector_contrib.build_alone, name))
+    with bulk() as server:
+        variables = {f"{name.upper()}_ENDPOINT": server.url, f"{name.upper()}_API_KEY": "of-the-server"}
+        with shown(tmp_path, name, **variables) as running:
+            for signal in indices:
+                send(running, signal, story.requests(signal))
+            for signal, keys in (("logs", LOGS), ("traces", SPANS)):
+                expected = total(story.requests(signal), keys)
+                wait_for(lambda n=expected, s=signal: len(server.of(indices[s])) >= n, signal)
+    assert not server.refused
+    if name == "elasticsearch":
+        assert ("authorization", "ApiKey of-the-server") in server.headers
+        assert server.of(indices["metrics"])
+    text = json.dumps(server.of(indices["logs"]))
+    assert all(json.dumps(record["body"]["stringValue"]) in text for record in story.written("logs"))
+    text = json.dumps(server.of(indices["traces"]))
+    assert all(f'"{span["spanId"]}"' in text for span in story.written("traces"))
 
 
 def test_a_trace_has_one_gateway(story: Story, tmp_path: Path) -> None:

@@ -35,13 +35,8 @@ COMPONENTS = {
 }
 BINARY = CACHE / f"collector-contrib-{VERSION}-{sum(map(len, COMPONENTS.values()))}" / "otelcol-tcpio-shown"
 
-ELASTIC_COMPONENTS = {
-    "receivers": COMPONENTS["receivers"],
-    "processors": [f"{CORE}/processor/memorylimiterprocessor"],
-    "exporters": [f"{CONTRIB}/exporter/elasticsearchexporter", f"{CONTRIB}/exporter/opensearchexporter"],
-}
-"""In a Collector of their own, since not every module proxy has these."""
-ELASTIC_BINARY = CACHE / f"collector-elastic-{VERSION}-{sum(map(len, ELASTIC_COMPONENTS.values()))}" / BINARY.name
+ALONE = {"elasticsearch": "0.120.0", "opensearch": "0.138.0"}
+"""Exporters in a Collector of their own, with the last version of each that a module proxy was found to have."""
 
 CONFIGURATIONS = REPOSITORY / "config" / "collector"
 
@@ -56,10 +51,17 @@ def build() -> Path:
     return made_of(COMPONENTS, BINARY)
 
 
-def build_elastic() -> Path:
-    """The same, for Elasticsearch and OpenSearch; raises what `build` does."""
-    asked_for(ELASTIC_BINARY.parent)
-    return made_of(ELASTIC_COMPONENTS, ELASTIC_BINARY)
+def build_alone(name: str) -> Path:
+    """The Collector with the exporter of one name, and nothing else; raises what `build` does."""
+    version = ALONE[name]
+    binary = CACHE / f"collector-{name}-{version}" / BINARY.name
+    asked_for(binary)
+    components = {
+        "receivers": COMPONENTS["receivers"],
+        "processors": [f"{CORE}/processor/memorylimiterprocessor"],
+        "exporters": [f"{CONTRIB}/exporter/{name}exporter"],
+    }
+    return made_of(components, binary, version)
 
 
 @contextmanager
@@ -74,7 +76,9 @@ def shown(
         overrides: what goes on top of them.
         environment: variables that they read.
     """
-    made = Collector(free_port(), free_port(), directory, None, environment=environment, binary=build())
+    (name, *_) = names
+    binary = build_alone(name) if name in ALONE else build()
+    made = Collector(free_port(), free_port(), directory, None, environment=environment, binary=binary)
     made.shown = tuple(CONFIGURATIONS / f"{name}.yaml" for name in names)
     endpoints = {"grpc": made.grpc_port, "http": made.http_port}
     protocols = {name: {"endpoint": f"127.0.0.1:{port}"} for name, port in endpoints.items()}
