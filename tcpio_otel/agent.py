@@ -520,13 +520,31 @@ def _and_the_rest(source: Source, stop: Stop) -> Iterator[Batch]:
     yield from source.finish()
 
 
+def tell(text: str) -> None:
+    """Print; once the reader has gone, nothing.
+
+    Raises:
+        TcpioError: standard output is closed, or cannot be written.
+    """
+    if sys.stdout is None:
+        raise UsageError("there is nowhere to print: standard output is closed")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence(sys.stdout)
+    except OSError as error:
+        _silence(sys.stdout)
+        raise EnvironmentFault(f"cannot print: {error.strerror}") from None
+
+
 def check(config: Config) -> int:
     """Say what this host and the receivers allow; returns the exit code."""
     from tcpio_otel.check import findings
 
     good = True
     for finding in findings(_receivers(config), config.capture.loader, config.capture.cgroup):
-        print(finding)  # noqa: T201 - what the command is for
+        tell(f"{finding}\n")
         good &= finding.good or not finding.needed
     return 0 if good else EnvironmentFault.exit_code
 

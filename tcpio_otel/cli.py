@@ -151,14 +151,15 @@ def _check(config: Config, given: argparse.Namespace) -> int:
 
 
 def _config(config: Config, given: argparse.Namespace) -> int:
+    from tcpio_otel.agent import tell
     from tcpio_otel.config import effective, schema
 
     if given.schema:
         import json
 
-        print(json.dumps(schema(), indent=2))  # noqa: T201 - what the command is for
+        tell(json.dumps(schema(), indent=2) + "\n")
     else:
-        print(effective(config, secrets=given.secrets), end="")  # noqa: T201
+        tell(effective(config, secrets=given.secrets))
     return 0
 
 

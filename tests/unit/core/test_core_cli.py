@@ -183,6 +183,14 @@ def test_outputs_that_take_nothing_end_it_in_order(tmp_path: Path) -> None:
             "3 lines of totals (write_failed)\n",
         ),
         (f"{agent} run --source pcap:{source} 2>&-", 0, ""),
+        (f"{agent} config > /dev/full", 3, "tcpio-otel: cannot print: No space left on device\n"),
+        (f"{agent} check > /dev/full", 3, "tcpio-otel: cannot print: No space left on device\n"),
+        (
+            f"{agent} config --schema >&-",
+            2,
+            "tcpio-otel: there is nowhere to print: standard output is closed\n",
+        ),
+        (f"(sleep 0.2; {agent} config; echo $? > code) | true; exit $(cat code)", 0, ""),
         (f"({agent} run --source pcap:{source}; echo $? > code) 2>&1 | true; exit $(cat code)", 0, ""),
     ):
         run = subprocess.run(
