@@ -21,6 +21,56 @@ from tcpio_otel.execd import Log, Orders, hang_up
 if TYPE_CHECKING:
     from tcpio_otel.config import Config
 
+_EXIT_CODES = (
+    "Exit codes: 0; 2 for a wrong command line or configuration; 3 for a host, kernel, privilege or receiver that does "
+    "not offer what is needed; 4 for an unreadable input file."
+)
+# A test runs them as they stand here: those without sudo for real, the others as far as the configuration.
+_EXAMPLES = {
+    "run": """\
+  # to a Collector on this host, by OTLP/HTTP
+  sudo tcpio-otel run --otlp-endpoint http://localhost:4318
+  # by gRPC, and only what has one of these ports at either end
+  sudo tcpio-otel run --port 443 --port 8000-8999 \\
+    --otlp-endpoint http://localhost:4317 --otlp-protocol grpc
+  # with a configuration, for a minute, to files in ./tcpio-data
+  sudo tcpio-otel run -c tcpio-otel.yaml --duration 1m
+  # a capture to files in ./out; this needs no privilege
+  tcpio-otel run --source pcap:trace.pcap --local 10.0.0.0/24 --otlp-file out
+""",
+    "watch": """\
+  # every packet, with the time and the process
+  sudo tcpio-otel watch --time --process
+  # one service and one network, as JSON, for ten seconds
+  sudo tcpio-otel watch --port 5432 --cidr 10.0.0.0/8 --json --duration 10s
+  # a capture; this needs no privilege
+  tcpio-otel watch --source pcap:trace.pcap --seq
+""",
+    "telegraf": """\
+  # what Telegraf starts for inputs.execd: it flushes when Telegraf asks
+  sudo tcpio-otel telegraf -config tcpio-otel.yaml -poll_interval 30s
+  # for inputs.exec, or to have a look: lines of five seconds
+  sudo tcpio-otel telegraf --once --duration 5s --packets
+  # ports of servers as tags, from a capture; this needs no privilege
+  tcpio-otel telegraf --once --source pcap:trace.pcap --tag server_port
+""",
+    "check": """\
+  # this host and its kernel
+  sudo tcpio-otel check
+  # and whether a receiver answers
+  sudo tcpio-otel check --otlp-endpoint http://localhost:4318
+  # what BCC would offer in libbpf's place
+  sudo tcpio-otel check --loader bcc
+""",
+    "config": """\
+  # every key, with what is in effect
+  tcpio-otel config
+  # is this file right, and what does a flag change?
+  tcpio-otel config -c tcpio-otel.yaml --port 443
+  # for editors that check YAML as it is written
+  tcpio-otel config --schema
+""",
+}
 _SOURCE_FLAGS = (
     ("--source", "source", "live|pcap:FILE", "where packets come from (default: live)"),
     ("--duration", "duration", "SECONDS", "stop by itself after this"),
@@ -47,8 +97,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="tcpio-otel", description="Every TCP packet of a host, as OpenTelemetry logs and spans.")
+def parser() -> argparse.ArgumentParser:
+    """Everything that can stand on the command line."""
+    parser = _Parser(
+        prog="tcpio-otel", description="Every TCP packet of a host, as OpenTelemetry logs and spans.",
+        epilog=f"COMMAND --help has examples. {_EXIT_CODES}",
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tcpio-otel {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
     run = commands.add_parser("run", help="export packets and connections until stopped")
@@ -90,25 +144,33 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     config.add_argument("--schema", action="store_true", help="print the JSON Schema of the file")
     config.add_argument("--secrets", action="store_true", help="print headers as they are")
+    for name, command in commands.choices.items():
+        if name in _EXAMPLES:
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            command.epilog = f"examples:\n{_EXAMPLES[name]}"
     return parser
+
+
+def flags(given: argparse.Namespace) -> dict[str, Any]:
+    """What was said of the configuration's keys; None: nothing."""
+    return {name: value for name, value in vars(given).items() if "." in name or name in ("source", "duration")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, or that of `errors`."""
     if sys.stderr is None:  # whoever started us closed it
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as we run
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     if given.command == "telegraf":
         given.orders = Orders(None if given.once else 0)
         given.orders.listen()
         logging.basicConfig(handlers=[Log(sys.stderr.fileno())], level=logging.INFO, format="%(message)s")
     else:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    flags = {name: value for name, value in vars(given).items() if "." in name or name in ("source", "duration")}
     try:
         from tcpio_otel.config import load
 
-        config, warnings = load(given.config, os.environ, flags)
+        config, warnings = load(given.config, os.environ, flags(given))
         logging.getLogger().setLevel(config.log.level.upper())
         for warning in warnings:
             logging.getLogger(__name__).warning("%s", warning)
