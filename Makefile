@@ -7,7 +7,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev python3-venv
 IMAGE_PACKAGES := buildah debootstrap
-TEST_PACKAGES := python3-bpfcc tcpdump iproute2 ethtool nftables iptables libclang-rt-dev clang-19 $(IMAGE_PACKAGES)
+TEST_PACKAGES := python3-bpfcc tcpdump iproute2 ethtool nftables iptables libclang-rt-dev clang-19 zsh fish $(IMAGE_PACKAGES)
 BACKEND_TESTS := $(addprefix tests/integration/test_integration_,collectors.py queries.py dashboards.py)
 # Who has a runtime already, from Docker's packages say, keeps it.
 NODE_PACKAGES := $(if $(shell command -v containerd),,containerd runc) containernetworking-plugins busybox-static

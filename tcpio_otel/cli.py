@@ -70,6 +70,14 @@ _EXAMPLES = {
   # for editors that check YAML as it is written
   tcpio-otel config --schema
 """,
+    "completion": """\
+  # for this shell; in ~/.bashrc, for each
+  eval "$(tcpio-otel completion bash)"
+  # the same for zsh, in ~/.zshrc behind compinit
+  eval "$(tcpio-otel completion zsh)"
+  # for fish, in ~/.config/fish/config.fish
+  tcpio-otel completion fish | source
+""",
 }
 _SOURCE_FLAGS = (
     ("--source", "source", "live|pcap:FILE", "where packets come from (default: live)"),
@@ -98,12 +106,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Everything that can stand on the command line."""
+    """Everything that can stand on the command line; help, completion and the manual page are made from it."""
     parser = _Parser(
         prog="tcpio-otel", description="Every TCP packet of a host, as OpenTelemetry logs and spans.",
         epilog=f"COMMAND --help has examples. {_EXIT_CODES}",
     )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"tcpio-otel {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"tcpio-otel {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
     run = commands.add_parser("run", help="export packets and connections until stopped")
     watch = commands.add_parser("watch", help="print the tcpio table, live, in time order")
@@ -144,6 +152,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     config.add_argument("--schema", action="store_true", help="print the JSON Schema of the file")
     config.add_argument("--secrets", action="store_true", help="print headers as they are")
+    completion = commands.add_parser("completion", help="print what has a shell complete this command line")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="which shell")
     for name, command in commands.choices.items():
         if name in _EXAMPLES:
             command.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -168,6 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
+        if given.command == "completion":  # a wrong configuration must not spoil every new shell
+            return _completion(given.shell)
         from tcpio_otel.config import load
 
         config, warnings = load(given.config, os.environ, flags(given))
@@ -210,6 +222,14 @@ def _check(config: Config, given: argparse.Namespace) -> int:
     from tcpio_otel.agent import check
 
     return check(config)
+
+
+def _completion(shell: str) -> int:
+    from tcpio_otel.agent import tell
+    from tcpio_otel.completion import script
+
+    tell(script(parser(), shell))
+    return 0
 
 
 def _config(config: Config, given: argparse.Namespace) -> int:

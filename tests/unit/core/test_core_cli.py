@@ -231,6 +231,14 @@ def test_the_effective_configuration_and_its_schema_are_printed() -> None:
     assert '"$schema"' in called("config", "--schema")[1]
 
 
+def test_a_wrong_configuration_is_not_in_the_way_of_a_shell() -> None:
+    """Its start file asks for completion, whatever the environment."""
+    code, stdout, stderr = called("completion", "bash", TCPIO_NONSENSE="1")
+    assert (code, stderr) == (0, "")
+    assert "complete " in stdout
+    assert called("completion", "tcsh")[0] == 2
+
+
 def test_what_needs_privileges_imports_nothing_that_starts_threads() -> None:
     """NumPy and gRPC come only after the capabilities have gone: they would keep them in their threads."""
     script = (
