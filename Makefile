@@ -7,7 +7,8 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev python3-venv
 IMAGE_PACKAGES := buildah debootstrap
-TEST_PACKAGES := python3-bpfcc tcpdump iproute2 ethtool nftables iptables libclang-rt-dev clang-19 zsh fish $(IMAGE_PACKAGES)
+TEST_PACKAGES := python3-bpfcc tcpdump iproute2 ethtool nftables iptables libclang-rt-dev clang-19 zsh fish \
+	mandoc man-db $(IMAGE_PACKAGES)
 BACKEND_TESTS := $(addprefix tests/integration/test_integration_,collectors.py queries.py dashboards.py)
 # Who has a runtime already, from Docker's packages say, keeps it.
 NODE_PACKAGES := $(if $(shell command -v containerd),,containerd runc) containernetworking-plugins busybox-static
@@ -42,7 +43,7 @@ define install
 	DEBIAN_FRONTEND=noninteractive $(ROOT) apt-get install -yq --no-install-recommends $$missing >/dev/null
 endef
 
-$(VENV)/.ready: pyproject.toml hatch_build.py $(SOURCES)
+$(VENV)/.ready: pyproject.toml hatch_build.py docs/tcpio-otel.1 $(SOURCES)
 	$(call install,$(PACKAGES))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; name it: make setup PYTHON=python3.12"; exit 1; }
