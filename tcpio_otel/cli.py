@@ -98,11 +98,16 @@ _RUN_FLAGS = (
 )
 
 
+def _line(text: object) -> str:
+    """One line of text, whatever names of files and the like hold."""
+    return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in str(text))
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, with errors on one line."""
 
     def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {_line(message)}; see {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -189,10 +194,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _COMMANDS[given.command](config, given)
     except TcpioError as error:
         if given.command == "telegraf":
-            logging.getLogger(__name__).error("%s", error)  # noqa: TRY400 - the one line that a failure gets
+            logging.getLogger(__name__).error("%s", _line(error))  # noqa: TRY400 - the one line that a failure gets
             hang_up()
         else:
-            print(f"tcpio-otel: {error}", file=sys.stderr)  # noqa: T201 - likewise
+            print(f"tcpio-otel: {_line(error)}", file=sys.stderr)  # noqa: T201 - likewise
         return error.exit_code
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tcpio_otel.config import LEAVES
 from tests.integration.test_integration_collector import capture
+from tests.parsers import commands
 
 AGENT = [sys.executable, "-m", "tcpio_otel.cli"]
 ROOT = Path(__file__).parents[3]
@@ -40,6 +42,9 @@ def called(
         (["run", "-c", "/nonexistent.yaml"], 2, "cannot read the configuration /nonexistent.yaml: No such file"),
         (["run", "--otlp-endpoint", "ftp://x:1"], 2, "ftp://x:1"),
         (["run", "--otlp-endpoint", "http://x:1", "--otlp-file", "d"], 2, "choose one"),
+        (["run", "--po\nrt"], 2, r"unrecognized arguments: --po\nrt"),
+        (["run", "-c", "a\x1b\nb"], 2, r"cannot read the configuration a\x1b\nb: No such file"),
+        (["completion", "csh"], 2, "invalid choice: 'csh'"),
         (["watch", "--source", "pcap:/nonexistent.pcap"], 4, "cannot read the capture /nonexistent.pcap: No such file"),
         (["watch", "--source", f"pcap:{__file__}"], 4, "pcapng"),
     ],
@@ -50,6 +55,20 @@ def test_what_is_wrong_is_one_line(arguments: list[str], code: int, said: str) -
     assert (found, len(stderr.splitlines())) == (code, 1)
     assert stderr.startswith("tcpio-otel")
     assert said in stderr
+
+
+def test_every_option_refuses_what_it_cannot_read() -> None:
+    """Whatever the parser takes for a key of the configuration; nothing is a value of none."""
+    wrong = {
+        action.dest: [name, f"{action.option_strings[0]}="]
+        for name, command in commands().items() for action in command._actions
+        if action.dest in LEAVES and action.nargs is None
+    }  # fmt: skip
+    assert len(wrong) > 10
+    for key, arguments in wrong.items():
+        code, _, stderr = called(*arguments)
+        assert (code, len(stderr.splitlines())) == (2, 1)
+        assert f"command line: {key}: " in stderr
 
 
 def test_a_wrong_file_says_where(tmp_path: Path) -> None:
