@@ -231,7 +231,7 @@ def test_a_server_of_documents_gets_each_packet_and_connection(
                 wait_for(lambda n=expected, s=signal: len(server.of(indices[s])) >= n, signal)
     assert not server.refused
     if name == "elasticsearch":
-        assert ("authorization", "ApiKey of-the-server") in server.headers
+        assert ("authorization", "apikey of-the-server") in server.headers
         assert server.of(indices["metrics"])
     text = json.dumps(server.of(indices["logs"]))
     assert all(json.dumps(record["body"]["stringValue"]) in text for record in story.written("logs"))

@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass
 class Bulk:
-    """What was taken: each document, with the index that it was for."""
+    """What was taken: each document, with the index that it was for. Headers are in lower case."""
 
     url: str = ""
     documents: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -40,7 +40,7 @@ def bulk() -> Iterator[Bulk]:
             body = self.rfile.read(int(self.headers["content-length"]))
             if self.headers["content-encoding"] == "gzip":
                 body = gzip.decompress(body)
-            taken.headers |= {(name.lower(), value) for name, value in self.headers.items()}
+            taken.headers |= {(name.lower(), value.lower()) for name, value in self.headers.items()}
             path, _, _ = self.path.partition("?")
             known = path.rpartition("/")[2] == "_bulk"
             answer = {"errors": False, "items": _take(taken, body)} if known else {}
