@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable
 
+from tcpio_otel import names
 from tcpio_otel.aggregation.traffic import Traffic
 from tcpio_otel.attribution.naming import NOTHING, UNKNOWN
 from tcpio_otel.attribution.peers import Peers
@@ -13,7 +14,6 @@ from tcpio_otel.clock import Nanoseconds
 from tcpio_otel.config import Config, LineTag
 from tcpio_otel.connections.events import Connection, Role
 from tcpio_otel.encoding import line_protocol as lines
-from tcpio_otel.encoding import names
 from tcpio_otel.encoding.endpoints import address_text
 from tcpio_otel.encoding.metrics import Observation
 from tcpio_otel.encoding.peer import peer_names, series_peer
@@ -125,7 +125,7 @@ class LineOutputs:
 
     def faults(self) -> dict[str, int]:
         """How many lines of each kind were moved in time, because theirs was taken."""
-        return {"timestamps_moved": sum(moments.moved for moments in self._moments.values())}
+        return {names.TIMESTAMPS_MOVED: sum(moments.moved for moments in self._moments.values())}
 
     def lost(self) -> str:
         """What was not written, by kind and reason, in words; empty when everything was."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.sdk.resources import Resource
 
+from tcpio_otel import names
 from tcpio_otel.aggregation.traffic import Traffic
 from tcpio_otel.attribution.naming import NOTHING, UNKNOWN
 from tcpio_otel.attribution.peers import Peers
@@ -17,7 +18,7 @@ from tcpio_otel.clock import Nanoseconds
 from tcpio_otel.config import Config, Export
 from tcpio_otel.connections.events import Connection, Ends
 from tcpio_otel.correlation.events import Request as ServedRequest
-from tcpio_otel.encoding import names, proto_json
+from tcpio_otel.encoding import proto_json
 from tcpio_otel.encoding.metrics import ExportCounts
 from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
 from tcpio_otel.encoding.packet_json import PacketJsonEncoder

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tcpio_otel import names
 from tcpio_otel.aggregation.traffic import Traffic
 from tcpio_otel.attribution.naming import UNKNOWN, Workload
 from tcpio_otel.attribution.peers import Peers
@@ -205,8 +206,8 @@ class Pipeline:
     def faults(self) -> dict[str, int]:
         """Counts of what could not be joined to an application's trace as it should be."""
         lost = self._contexts.lost if self._contexts else 0
-        translations = {"translations_lost": self._peers.translations_lost} if self._peers else {}
-        return {"contexts_lost": lost, "context_unknown": self._context_unknown, **translations}
+        translations = {names.TRANSLATIONS_LOST: self._peers.translations_lost} if self._peers else {}
+        return {names.CONTEXTS_LOST: lost, names.CONTEXT_UNKNOWN: self._context_unknown, **translations}
 
     def process(self, batch: Batch) -> None:
         """Take one batch in."""

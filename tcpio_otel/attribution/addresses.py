@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from tcpio_otel import names
 from tcpio_otel.attribution.naming import Kind, Meaning
 from tcpio_otel.attribution.pods import Item, Wanted, attributes_of, pod_of
 from tcpio_otel.batch import IPV4_PREFIX, Endpoint
@@ -31,7 +32,7 @@ def packed(text: str) -> bytes | None:
     return IPV4_PREFIX + address.packed if address.version == 4 else address.packed
 
 
-_OF_ONE_START = ("k8s.pod.start_time", "service.instance.id", "service.version")
+_OF_ONE_START = (names.POD_START, names.SERVICE_INSTANCE, names.SERVICE_VERSION)
 """What a pod's own records say of it, and nobody needs to know of a peer."""
 
 
@@ -53,10 +54,10 @@ def by_endpoint_slice(item: Item) -> dict[Key, Meaning]:
         target = endpoint.get("targetRef") or {}
         if target.get("kind") == "Pod":
             attributes = {
-                "k8s.pod.name": target.get("name", ""),
-                "k8s.pod.uid": target.get("uid", ""),
-                "k8s.namespace.name": target.get("namespace") or item["metadata"]["namespace"],
-                "k8s.node.name": endpoint.get("nodeName") or "",
+                names.POD_NAME: target.get("name", ""),
+                names.POD_UID: target.get("uid", ""),
+                names.NAMESPACE: target.get("namespace") or item["metadata"]["namespace"],
+                names.NODE: endpoint.get("nodeName") or "",
             }
             addresses = _addresses(endpoint.get("addresses") or ())
             listening = [Endpoint(address, port) for address in addresses for port in ports]
@@ -68,7 +69,7 @@ def by_service(item: Item) -> dict[Key, Meaning]:
     """Of a Service: the addresses that it is reached at, and its ports on every node."""
     spec, balancer = item.get("spec", {}), item.get("status", {}).get("loadBalancer") or {}
     metadata = item["metadata"]
-    attributes = {"k8s.service.name": metadata["name"], "k8s.namespace.name": metadata["namespace"]}
+    attributes = {names.SERVICE: metadata["name"], names.NAMESPACE: metadata["namespace"]}
     texts = [
         *(spec.get("clusterIPs") or [spec.get("clusterIP", "")]),  # "None" where it is headless
         *(spec.get("externalIPs") or ()),
@@ -83,7 +84,7 @@ def by_node(item: Item) -> dict[Key, Meaning]:
     """Of a node."""
     texts = (each["address"] for each in item.get("status", {}).get("addresses") or ()
              if each.get("type") in ("InternalIP", "ExternalIP"))  # fmt: skip
-    return _all(_addresses(texts), Kind.NODE, {"k8s.node.name": item["metadata"]["name"]})
+    return _all(_addresses(texts), Kind.NODE, {names.NODE: item["metadata"]["name"]})
 
 
 def _addresses(texts: Iterable[Any]) -> list[bytes]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tcpio_otel import names
+
 OWN_ATTRIBUTES = "resource.opentelemetry.io/"
 """Annotations that begin so are attributes."""
 
@@ -17,15 +19,15 @@ _TEMPLATE = "pod-template-hash"
 _PART = "app.kubernetes.io/"
 _OF_A_CRON_JOB = re.compile(r"(?P<name>.+)-\d{8,}")  # minutes since 1970 (pkg/controller/cronjob/utils.go)
 _OWNERS = {
-    "ReplicaSet": "k8s.replicaset.name",
-    "StatefulSet": "k8s.statefulset.name",
-    "DaemonSet": "k8s.daemonset.name",
-    "Job": "k8s.job.name",
-    "ReplicationController": "k8s.replicationcontroller.name",
+    "ReplicaSet": names.REPLICA_SET,
+    "StatefulSet": names.STATEFUL_SET,
+    "DaemonSet": names.DAEMON_SET,
+    "Job": names.JOB,
+    "ReplicationController": names.REPLICATION_CONTROLLER,
 }
 _NAMED_AFTER = (
-    "k8s.deployment.name", "k8s.replicaset.name", "k8s.statefulset.name", "k8s.daemonset.name", "k8s.cronjob.name",
-    "k8s.job.name", "k8s.pod.name", "k8s.container.name",
+    names.DEPLOYMENT, names.REPLICA_SET, names.STATEFUL_SET, names.DAEMON_SET, names.CRON_JOB, names.JOB,
+    names.POD_NAME, names.CONTAINER_NAME,
 )  # fmt: skip
 """Of these the first that is known is a workload's `service.name`, when nobody gave it one."""
 
@@ -71,19 +73,19 @@ def pod_of(item: Item, wanted: Wanted) -> Pod:
     metadata, status = item["metadata"], item.get("status", {})
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     found = {
-        "k8s.pod.uid": metadata["uid"],
-        "k8s.pod.name": metadata["name"],
-        "k8s.namespace.name": metadata["namespace"],
-        "k8s.node.name": item.get("spec", {}).get("nodeName", ""),
-        "k8s.pod.start_time": status.get("startTime", ""),
+        names.POD_UID: metadata["uid"],
+        names.POD_NAME: metadata["name"],
+        names.NAMESPACE: metadata["namespace"],
+        names.NODE: item.get("spec", {}).get("nodeName", ""),
+        names.POD_START: status.get("startTime", ""),
         **_owner(metadata, labels),
     }
     for key in wanted.labels:
-        found[f"k8s.pod.label.{key}"] = labels.get(key, "")
+        found[names.POD_LABEL.replace("*", key)] = labels.get(key, "")
     for key in wanted.annotations:
-        found[f"k8s.pod.annotation.{key}"] = annotations.get(key, "")
+        found[names.POD_ANNOTATION.replace("*", key)] = annotations.get(key, "")
     said = {
-        "service.namespace": metadata["namespace"],
+        names.SERVICE_NAMESPACE: metadata["namespace"],
         **(_by_labels(labels) if wanted.service_labels else {}),
         **{key.removeprefix(OWN_ATTRIBUTES): value
            for key, value in annotations.items() if key.startswith(OWN_ATTRIBUTES)},
@@ -98,14 +100,14 @@ def attributes_of(pod: Pod, container_id: str) -> dict[str, str]:
     image = ""
     if container := pod.containers.get(container_id):
         image = container.image
-        found["k8s.container.name"] = container.name
-        found["k8s.container.restart_count"] = str(container.restarts)
-        found["container.image.name"] = image.partition("@")[0].rpartition(":")[0] or image
-    named = (found.get(key) for key in ("k8s.namespace.name", "k8s.pod.name", "k8s.container.name"))
+        found[names.CONTAINER_NAME] = container.name
+        found[names.CONTAINER_RESTARTS] = str(container.restarts)
+        found[names.CONTAINER_IMAGE] = image.partition("@")[0].rpartition(":")[0] or image
+    named = (found.get(key) for key in (names.NAMESPACE, names.POD_NAME, names.CONTAINER_NAME))
     said = {
-        "service.name": next(found[key] for key in _NAMED_AFTER if key in found),
-        "service.version": _version(image),
-        "service.instance.id": ".".join(name for name in named if name),
+        names.SERVICE_NAME: next(found[key] for key in _NAMED_AFTER if key in found),
+        names.SERVICE_VERSION: _version(image),
+        names.SERVICE_INSTANCE: ".".join(name for name in named if name),
         **pod.said,
     }
     return _known({**found, **said})
@@ -121,17 +123,17 @@ def _owner(metadata: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, 
     found = {_OWNERS[kind]: name}
     template = labels.get(_TEMPLATE)
     if kind == "ReplicaSet" and template and name.endswith(f"-{template}"):
-        found["k8s.deployment.name"] = name.removesuffix(f"-{template}")
+        found[names.DEPLOYMENT] = name.removesuffix(f"-{template}")
     if kind == "Job" and (cron := _OF_A_CRON_JOB.fullmatch(name)):
-        found["k8s.cronjob.name"] = cron["name"]
+        found[names.CRON_JOB] = cron["name"]
     return found
 
 
 def _by_labels(labels: Mapping[str, str]) -> dict[str, str]:
     name = labels.get(f"{_PART}instance") or labels.get(f"{_PART}name", "")
     return {
-        "service.name": name,
-        "service.version": labels.get(f"{_PART}version", ""),
+        names.SERVICE_NAME: name,
+        names.SERVICE_VERSION: labels.get(f"{_PART}version", ""),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tcpio_otel import names
 from tcpio_otel.batch import RECORD, Batch
 from tcpio_otel.capture.loaders import Loader
 from tcpio_otel.capture.probe import Probe
@@ -152,7 +153,7 @@ class LiveSource:
     def faults(self) -> dict[str, int]:
         """Counts of what went wrong without costing a packet its place in the ledger."""
         return {
-            "late": self._rings.late,
-            "facts_lost": self._probe.tally().lost_facts,
-            "recursion_misses": self._misses or self._probe.recursion_misses(),
+            names.LATE: self._rings.late,
+            names.FACTS_LOST: self._probe.tally().lost_facts,
+            names.RECURSION_MISSES: self._misses or self._probe.recursion_misses(),
         }

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tcpio_otel import names
 from tcpio_otel.batch import RECORD, Batch, Direction, Kind, Mark
 from tcpio_otel.capture.control import Filters, Network
 from tcpio_otel.capture.conversations import Conversations
@@ -88,7 +89,9 @@ class PcapSource:
 
     def faults(self) -> dict[str, int]:
         """Frames without a TCP segment, by why; and records that came out later than a younger one."""
-        return {"late": self._late} | {f"skipped {reason}": count for reason, count in self._skipped.items()}
+        return {names.LATE: self._late} | {
+            names.SKIPPED.replace("*", reason): count for reason, count in self._skipped.items()
+        }
 
     def __iter__(self) -> Iterator[Batch]:
         """Read the file.

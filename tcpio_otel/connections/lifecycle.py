@@ -8,6 +8,7 @@ I/O, looks at a clock, or knows where a segment came from.
 from enum import StrEnum
 from typing import NamedTuple
 
+from tcpio_otel import names
 from tcpio_otel.batch import Flag, Mark
 from tcpio_otel.connections.events import CloseReason, Role
 
@@ -182,7 +183,7 @@ class Life:
         if segment.payload_bytes and not flags & _SYN:
             self._carry(segment)
         if segment.marks & _RETRANSMIT:
-            self._note("tcp.retransmit", segment)
+            self._note(names.RETRANSMITTED, segment)
         self._watch_window(segment)
         if flags & _FIN:
             self._finish(segment)
@@ -212,7 +213,7 @@ class Life:
     def _reset(self, segment: Segment) -> None:
         if self.phase is SYN_SENT and not segment.sent and not self._answers_our_syn(segment):
             return
-        self._note("tcp.rst", segment, last=True)
+        self._note(names.RST, segment, last=True)
         if self.phase is SYN_SENT and segment.sent:
             return  # it answers what came for an older connection; the attempt goes on (RFC 9293 section 3.10.7.3)
         if not self.ended:
@@ -251,9 +252,9 @@ class Life:
                 self.role = _SERVER
                 self._move(_SYN_IN)
         if repeated and segment.sent and answer:
-            self._note("tcp.retransmit", segment)
+            self._note(names.RETRANSMITTED, segment)
         elif not repeated:
-            self._note("tcp.syn_ack" if answer else "tcp.syn", segment)
+            self._note(names.SYN_ACK if answer else names.SYN, segment)
 
     def _complete_handshake(self, segment: Segment) -> None:
         """The client's handshake ends with the ACK that it sends, the server's with the one that it receives."""
@@ -262,7 +263,7 @@ class Life:
         )
         if waiting:
             self.established_ns = segment.time_ns
-            self._note("tcp.established", segment)
+            self._note(names.ESTABLISHED, segment)
             self._move(_OPENED)
 
     def _acknowledge(self, segment: Segment) -> None:
@@ -278,15 +279,15 @@ class Life:
         if segment.sent:
             if not self.payload_sent:
                 self.payload_sent = True
-                self._note("tcp.first_payload_sent", segment)
+                self._note(names.FIRST_SENT, segment)
         elif not self.payload_received:
             self.payload_received = True
-            self._note("tcp.first_payload_received", segment)
+            self._note(names.FIRST_RECEIVED, segment)
 
     def _watch_window(self, segment: Segment) -> None:
         closed = segment.window == 0
         if closed and not self.zero_window[segment.sent]:
-            self._note("tcp.zero_window", segment)
+            self._note(names.ZERO_WINDOW, segment)
         self.zero_window[segment.sent] = closed
 
     def _finish(self, segment: Segment) -> None:
@@ -298,7 +299,7 @@ class Life:
         if not first:
             return
         self.fin_first = self.fin_first or ("local" if segment.sent else "peer")
-        self._note("tcp.fin", segment, last=True)
+        self._note(names.FIN, segment, last=True)
         self._move(_FIN_OUT if segment.sent else _FIN_IN)
 
     @property

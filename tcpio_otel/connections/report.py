@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from tcpio_otel import names
 from tcpio_otel.connections.entry import Entry, Totals
 from tcpio_otel.connections.events import CloseReason, Connection, Counts, End, Milestone
 from tcpio_otel.connections.identity import Identity
@@ -78,13 +79,13 @@ def _totals(entry: Entry, now: Counts) -> Totals:
 def _milestones(entry: Entry, life: Life) -> Iterable[Milestone]:
     for name, segment in life.notes:
         attributes: dict[str, str | int | bool] = {
-            "network.io.direction": "transmit" if segment.sent else "receive",
-            "tcp.seq": segment.seq,
+            names.IO_DIRECTION: "transmit" if segment.sent else "receive",
+            names.SEQ: segment.seq,
         }
         if segment.payload_bytes:
-            attributes["tcp.payload.size"] = segment.payload_bytes
-        if name == "tcp.rst" and segment.sent and entry.reset_reason:
-            attributes["tcp.reset.reason"] = entry.reset_reason
+            attributes[names.PAYLOAD_SIZE] = segment.payload_bytes
+        if name == names.RST and segment.sent and entry.reset_reason:
+            attributes[names.RESET_REASON] = entry.reset_reason
         yield Milestone(name, segment.time_ns + entry.offset_ns, attributes)
 
 

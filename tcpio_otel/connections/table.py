@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel import native
+from tcpio_otel import names, native
 from tcpio_otel.batch import FLOW, RECORD, Batch, Birth, Direction, Endpoint, Flag, Kind, Mark, State, pick
 from tcpio_otel.connections.entry import ROW_FIELDS, Entry, Fact, Owner, Row, Totals, facts, owners
 from tcpio_otel.connections.events import Connection, Counts, End, Ends, Role, Start
@@ -775,5 +775,5 @@ class ConnectionTable:
             ),
             packets_sent=int(self._packets[sent]),
             packets_received=int(self._packets[received]),
-            retransmits=sum(note.name == "tcp.retransmit" and note.segment.sent for note in life.notes),
+            retransmits=sum(note.name == names.RETRANSMITTED and note.segment.sent for note in life.notes),
         )

@@ -9,15 +9,17 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tcpio_otel import names
 from tcpio_otel.aggregation.traffic import Key, Series
 from tcpio_otel.attribution.naming import UNKNOWN, Place, Workload
 from tcpio_otel.batch import FLAG_NAMES, RAW, RECORD, Flag, Mark, Names, Packets
 from tcpio_otel.connections.events import Connection, Role
-from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import Segment, Table, constant, decimals
 from tcpio_otel.encoding.metrics import Observation
 from tcpio_otel.encoding.packet_json import present
@@ -35,6 +37,8 @@ PACKET, CONNECTION, PEER, DROP, AGENT, AGENT_PACKETS = (
 
 Value = str | int | float | bool
 Attributes = Iterable[tuple[str, Value]]
+Fields = Mapping[str, tuple[str, Callable[[Any], Value]]]
+"""Fields that are no attributes: what each means, and where it comes from."""
 
 WORKLOAD = "\0"
 """Where in a line the workload's tags will stand: who it is may become known while the line waits."""
@@ -93,21 +97,57 @@ def fields(found: Attributes) -> str:
     return "".join(f",{tag(key(name))}={field(value)}" for name, value in found)
 
 
+def taken(wanted: Fields, source: object) -> dict[str, Value]:
+    """The values of fields that are no attributes."""
+    return {name: value(source) for name, (_, value) in wanted.items()}
+
+
 def line(measurement: str, all_tags: str, all_fields: str, time_ns: int) -> bytes:
     """A line; tags and fields as `tags` and `fields` give them."""
     return f"{measurement}{all_tags} {all_fields.removeprefix(',')} {time_ns}\n".encode(errors="replace")
 
 
-_OWNED = {"k8s.replicaset.name": "k8s.deployment.name", "k8s.job.name": "k8s.cronjob.name"}
+_OWNED = {names.REPLICA_SET: names.DEPLOYMENT, names.JOB: names.CRON_JOB}
 """What its owner makes afresh every now and then: who knows the owner need not tell it."""
 
-_WORKLOAD_TAGS = (
-    "service.name", "service.namespace", "k8s.namespace.name", *OWNERS, "k8s.container.name", names.EXECUTABLE_NAME,
+WORKLOAD_TAGS = (
+    names.SERVICE_NAME, names.SERVICE_NAMESPACE, names.NAMESPACE, *OWNERS, names.CONTAINER_NAME, names.EXECUTABLE_NAME,
 )  # fmt: skip
-_PEER_TAGS = frozenset(names.PEER_PREFIX + name for name in WORKLOAD_NAMES)
-_CONNECTION_TAGS = frozenset(
+PEER_TAGS = frozenset(names.PEER_PREFIX + name for name in WORKLOAD_NAMES)
+PACKET_TAGS = frozenset((names.IO_DIRECTION, names.EXECUTABLE_NAME))
+CONNECTION_TAGS = frozenset(
     (names.EXECUTABLE_NAME, names.CLOSE_REASON, names.CLOSE_INITIATOR, names.ERROR_TYPE, names.ROLE)
 )
+CONNECTION_FIELDS: Fields = {
+    "start_ns": ("its start, in Unix time", attrgetter("start_ns")),
+    "duration": ("from its start to its end, in seconds", lambda found: (found.end_ns - found.start_ns) / 1e9),
+    "trace_id": ("its own, 32 hex digits", lambda found: found.trace_id.hex()),
+    "span_id": ("its own, 16 hex digits", lambda found: found.span_id.hex()),
+}
+PEER_FIELDS: Fields = {
+    "bytes_sent": ("payload, without retransmits", attrgetter("counts.bytes_sent")),
+    "bytes_received": ("payload, without retransmits", attrgetter("counts.bytes_received")),
+    "packets_sent": ("segments", attrgetter("counts.packets_sent")),
+    "packets_received": ("segments", attrgetter("counts.packets_received")),
+    "retransmits": ("segments sent again", attrgetter("counts.retransmits")),
+    "connections_opened": ("that were established", attrgetter("opened")),
+    "connections_closed": ("that ended", lambda series: series.closed.total()),
+    "connections_failed": ("that were not established", lambda series: series.failed.total()),
+    "resets": ("connections that a RST ended", lambda series: series.resets.total()),
+    "handshake_duration_count": ("handshakes seen", attrgetter("handshakes.count")),
+    "handshake_duration_sum": ("what they took, in seconds", lambda series: float(series.handshakes.sum)),
+    "rtt_smoothed_count": ("ends of connections whose round-trip time is known", attrgetter("round_trips.count")),
+    "rtt_smoothed_sum": ("the sum of these, in seconds", lambda series: float(series.round_trips.sum)),
+}
+AGENT_FIELDS: Fields = {
+    "packets_seen": ("that the source saw", attrgetter("balance.seen")),
+    "packets_exported": ("that were written", attrgetter("balance.exported")),
+    "packets_filtered": ("that nobody asked for", lambda seen: sum(seen.balance.filtered.values())),
+    "packets_sampled": ("that a sample left out", attrgetter("balance.sampled")),
+    "packets_dropped": ("that were lost", lambda seen: sum(seen.balance.dropped.values())),
+    "packets_in_flight": ("under way", attrgetter("balance.in_flight")),
+    "connections_open": ("whose line is still owed", attrgetter("open_connections")),
+}
 
 
 def lasting(found: Names, prefix: str = "") -> Names:
@@ -119,13 +159,13 @@ def lasting(found: Names, prefix: str = "") -> Names:
 
 def peer_tags(found: Names) -> Names:
     """What of a peer's attributes is the same for all that are like it, and for long."""
-    return lasting(tuple(each for each in found if each[0] in _PEER_TAGS), names.PEER_PREFIX)
+    return lasting(tuple(each for each in found if each[0] in PEER_TAGS), names.PEER_PREFIX)
 
 
 def workload_tags(workload: Workload) -> tuple[tuple[str, str], ...]:
     """What of a workload is the same for all that are like it, and for long: no container's id, no pod's name."""
     found = workload_attributes(workload)
-    kept = lasting(tuple((name, found[name]) for name in _WORKLOAD_TAGS if name in found))
+    kept = lasting(tuple((name, found[name]) for name in WORKLOAD_TAGS if name in found))
     return tuple((name, str(value)) for name, value in kept)
 
 
@@ -249,7 +289,7 @@ class PacketLines(SegmentEncoder):
     def _rows(self, ends: Ends) -> tuple[bytes, ...]:
         found = dict(ends.attributes)
         del found[names.NETWORK_TRANSPORT]
-        chosen = {names.IO_DIRECTION, names.EXECUTABLE_NAME, *self._asked, *dict(peer_tags(ends.peer_names))}
+        chosen = {*PACKET_TAGS, *self._asked, *dict(peer_tags(ends.peer_names))}
         of_tags = [(name, value) for name, value in found.items() if name in chosen]
         of_fields = [(name, value) for name, value in found.items() if name not in chosen]
         return tags(of_tags).encode(errors="replace"), fields(of_fields).encode(errors="replace")
@@ -304,13 +344,8 @@ class ConnectionLines:
         del found[names.NETWORK_TRANSPORT]
         if connection.role is not Role.UNKNOWN:
             found[names.ROLE] = connection.role.value
-        chosen = {*_CONNECTION_TAGS, *self._asked, *dict(peer_tags(connection.peer_names))}
-        found |= {
-            "start_ns": connection.start_ns,
-            "duration": (connection.end_ns - connection.start_ns) / 1e9,
-            "trace_id": connection.trace_id.hex(),
-            "span_id": connection.span_id.hex(),
-        }
+        chosen = {*CONNECTION_TAGS, *self._asked, *dict(peer_tags(connection.peer_names))}
+        found |= taken(CONNECTION_FIELDS, connection)
         of_tags = [(name, value) for name, value in found.items() if name in chosen]
         of_fields = [(name, value) for name, value in found.items() if name not in chosen]
         return line(CONNECTION, WORKLOAD + tags(of_tags), fields(of_fields), time_ns)
@@ -353,21 +388,9 @@ def series_lines(series: Iterable[tuple[Key, Series]], drop_reasons: Mapping[int
     found = []
     for of, told in series:
         whose = workload_tags(of.workload)
-        counts = told.counts
-        if told.opened or told.closed or any(counts):
+        if told.opened or told.closed or any(told.counts):
             all_tags = tags([*whose, *key_attributes(of).items()])
-            values: list[tuple[str, Value]] = [
-                *counts._asdict().items(),
-                ("connections_opened", told.opened),
-                ("connections_closed", told.closed.total()),
-                ("connections_failed", told.failed.total()),
-                ("resets", told.resets.total()),
-                ("handshake_duration_count", told.handshakes.count),
-                ("handshake_duration_sum", float(told.handshakes.sum)),
-                ("rtt_smoothed_count", told.round_trips.count),
-                ("rtt_smoothed_sum", float(told.round_trips.sum)),
-            ]
-            found.append(line(PEER, all_tags, fields(values), now_ns))
+            found.append(line(PEER, all_tags, fields(taken(PEER_FIELDS, told).items()), now_ns))
         for reason, count in told.drops.items():
             all_tags = tags([*whose, (names.DROP_REASON, drop_reasons.get(reason, str(reason)))])
             found.append(line(DROP, all_tags, fields([("packets", count)]), now_ns))
@@ -377,24 +400,17 @@ def series_lines(series: Iterable[tuple[Key, Series]], drop_reasons: Mapping[int
 KINDS = {Signal.LOGS: "packets", Signal.TRACES: "connections", Signal.METRICS: "totals"}
 """What the lines of a signal are about."""
 
+EXPORT_FIELDS = ("lines_of_*_written", "lines_of_*_dropped")
+
 
 def agent_lines(observation: Observation) -> list[bytes]:
     """What the agent reports of itself, as lines of `tcpio` and `tcpio_packets`; totals so far."""
     balance = observation.balance
-    values: list[tuple[str, Value]] = [
-        ("packets_seen", balance.seen),
-        ("packets_exported", balance.exported),
-        ("packets_filtered", sum(balance.filtered.values())),
-        ("packets_sampled", balance.sampled),
-        ("packets_dropped", sum(balance.dropped.values())),
-        ("packets_in_flight", balance.in_flight),
-        ("connections_open", observation.open_connections),
-        *observation.faults.items(),
-    ]
+    values: dict[str, Value] = {**taken(AGENT_FIELDS, observation), **observation.faults}
     for signal, counts in observation.exports.items():
-        values.append((f"lines_of_{KINDS[signal]}_written", counts.accepted))
-        values.append((f"lines_of_{KINDS[signal]}_dropped", sum((counts.failed or {}).values())))
-    found = [line(AGENT, "", fields(values), observation.now_ns)]
+        written, dropped = (name.replace("*", KINDS[signal]) for name in EXPORT_FIELDS)
+        values |= {written: counts.accepted, dropped: sum((counts.failed or {}).values())}
+    found = [line(AGENT, "", fields(values.items()), observation.now_ns)]
     for outcome, reasons in (("filtered", balance.filtered), ("dropped", balance.dropped)):
         for reason, count in reasons.items():
             all_tags = tags([("outcome", outcome), ("reason", reason)])

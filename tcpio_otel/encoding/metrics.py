@@ -17,7 +17,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 
-from tcpio_otel.encoding import names
+from tcpio_otel import names
 from tcpio_otel.encoding.spans import SCOPE
 from tcpio_otel.ledger import Balance
 from tcpio_otel.payload import Signal
@@ -25,9 +25,9 @@ from tcpio_otel.payload import Signal
 Points = Iterable[tuple[int, dict[str, str]]]
 
 EXPORTER_METRICS = {
-    Signal.LOGS: ("otel.sdk.exporter.log", "{log_record}"),
-    Signal.TRACES: ("otel.sdk.exporter.span", "{span}"),
-    Signal.METRICS: ("otel.sdk.exporter.metric_data_point", "{data_point}"),
+    Signal.LOGS: (names.EXPORTED_LOGS, names.INFLIGHT_LOGS),
+    Signal.TRACES: (names.EXPORTED_SPANS, names.INFLIGHT_SPANS),
+    Signal.METRICS: (names.EXPORTED_POINTS, names.INFLIGHT_POINTS),
 }
 
 
@@ -52,9 +52,10 @@ class Observation:
     exports: Mapping[Signal, ExportCounts]
 
 
-def total(name: str, unit: str, description: str, points: list[NumberDataPoint], *, monotonic: bool = True) -> Metric:
+def total(of: names.Instrument, points: list[NumberDataPoint]) -> Metric:
     """A cumulative sum."""
-    return Metric(name, description, unit, Sum(points, AggregationTemporality.CUMULATIVE, monotonic))
+    data = Sum(points, AggregationTemporality.CUMULATIVE, of.kind is names.Kind.SUM)
+    return Metric(of.name, of.meaning, of.unit, data)
 
 
 def points_in(found: Iterable[ResourceMetrics]) -> int:
@@ -69,52 +70,40 @@ def request_of(found: list[ResourceMetrics]) -> tuple[ExportMetricsServiceReques
     return encode_metrics(MetricsData(found)), points_in(found)
 
 
-def _sum(
-    observation: Observation, name: str, unit: str, description: str, points: Points, *, monotonic: bool
-) -> Metric:
+def _sum(observation: Observation, of: names.Instrument, points: Points) -> Metric:
     found = [
         NumberDataPoint(attributes, observation.started_ns, observation.now_ns, value) for value, attributes in points
     ]
-    return total(name, unit, description, found, monotonic=monotonic)
+    return total(of, found)
 
 
 def metrics(observation: Observation) -> list[Metric]:
     """The metrics of an observation. `tcpio.packets` adds up over its points to `tcpio.packets.seen`."""
     balance = observation.balance
     outcomes: list[tuple[int, dict[str, str]]] = [
-        (balance.exported, {"tcpio.outcome": "exported"}),
-        (balance.sampled, {"tcpio.outcome": "sampled"}),
-        (balance.in_flight, {"tcpio.outcome": "in_flight"}),
+        (balance.exported, {names.OUTCOME: "exported"}),
+        (balance.sampled, {names.OUTCOME: "sampled"}),
+        (balance.in_flight, {names.OUTCOME: "in_flight"}),
     ]
     for outcome, reasons in (("filtered", balance.filtered), ("dropped", balance.dropped)):
-        outcomes += [(count, {"tcpio.outcome": outcome, "tcpio.reason": reason}) for reason, count in reasons.items()]
+        outcomes += [(count, {names.OUTCOME: outcome, names.REASON: reason}) for reason, count in reasons.items()]
     found = [
-        _sum(observation, "tcpio.packets.seen", "{packet}", "Packets seen.", [(balance.seen, {})], monotonic=True),
-        _sum(observation, "tcpio.packets", "{packet}", "What became of them.", outcomes, monotonic=False),
-        _sum(
-            observation, "tcpio.faults", "{fault}", "What went wrong without costing a packet.",
-            [(count, {"tcpio.fault": fault}) for fault, count in observation.faults.items()], monotonic=True,
-        ),
+        _sum(observation, names.SEEN, [(balance.seen, {})]),
+        _sum(observation, names.OUTCOMES, outcomes),
+        _sum(observation, names.WRONG, [(count, {names.FAULT: fault}) for fault, count in observation.faults.items()]),
         Metric(
-            "tcpio.connections.open", "Connections whose span is still owed.", "{connection}",
+            names.OPEN.name, names.OPEN.meaning, names.OPEN.unit,
             Gauge([NumberDataPoint({}, observation.started_ns, observation.now_ns, observation.open_connections)]),
         ),
     ]  # fmt: skip
     for signal, counts in observation.exports.items():
-        name, unit = EXPORTER_METRICS[signal]
-        component = {"otel.component.name": f"tcpio_otel/{signal.value}"}
+        ended, inflight = EXPORTER_METRICS[signal]
+        component = {names.COMPONENT: f"tcpio_otel/{signal.value}"}
         exported = [(counts.accepted, component)]
         exported += [(count, {**component, names.ERROR_TYPE: kind}) for kind, count in (counts.failed or {}).items()]
         found += [
-            _sum(observation, f"{name}.exported", unit, "Items whose export ended.", exported, monotonic=True),
-            _sum(
-                observation,
-                f"{name}.inflight",
-                unit,
-                "Items under way.",
-                [(counts.inflight, component)],
-                monotonic=False,
-            ),
+            _sum(observation, ended, exported),
+            _sum(observation, inflight, [(counts.inflight, component)]),
         ]
     return [metric for metric in found if metric.data.data_points]
 

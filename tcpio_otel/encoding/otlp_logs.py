@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel import native
+from tcpio_otel import names, native
 from tcpio_otel.batch import FLAG_NAMES, INTERLEAVED, Packets
-from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import Buffer
 from tcpio_otel.encoding.protobuf import (
     bool_attribute,

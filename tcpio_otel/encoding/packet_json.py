@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tcpio_otel import names
 from tcpio_otel.batch import FIRST_CONTEXT, FLAG_NAMES, INTERLEAVED, Contexts, Flag, Mark, Packets
-from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import Segment, Table, constant, decimals, nine_digits
 from tcpio_otel.encoding.endpoints import payload_text
 from tcpio_otel.encoding.rows import Ends, PeerNames, RowStore, SegmentEncoder, nobody

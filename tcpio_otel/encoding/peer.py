@@ -1,14 +1,14 @@
 """What is known of a connection's peer, as attributes: what its own Resource would say, behind a prefix."""
 
+from tcpio_otel import names
 from tcpio_otel.attribution.naming import Kind, Known
 from tcpio_otel.batch import Names
 from tcpio_otel.connections.events import Connection, Role
-from tcpio_otel.encoding import names
 from tcpio_otel.encoding.endpoints import address_text
 
 
 def peer_names(known: Known) -> Names:
-    """The attributes of a peer (docs/record.md)."""
+    """The attributes of a peer (docs/attributes.md)."""
     meaning, real, behind = known
     if meaning is not None and behind is not None and meaning.kind is not Kind.SERVICE:
         meaning = None  # the address that a node or a gateway gave them; whoever is behind counts
@@ -22,9 +22,13 @@ def peer_names(known: Known) -> Names:
     return tuple(attributes.items())
 
 
-OWNERS = ("k8s.deployment.name", "k8s.statefulset.name", "k8s.daemonset.name", "k8s.cronjob.name", "k8s.job.name",
-           "k8s.replicaset.name", "k8s.replicationcontroller.name")  # fmt: skip
-WORKLOAD_NAMES = ("kind", "k8s.service.name", "k8s.namespace.name", "service.name", "service.namespace", *OWNERS)
+OWNERS = (
+    names.DEPLOYMENT, names.STATEFUL_SET, names.DAEMON_SET, names.CRON_JOB, names.JOB, names.REPLICA_SET,
+    names.REPLICATION_CONTROLLER,
+)  # fmt: skip
+WORKLOAD_NAMES = (
+    "kind", names.SERVICE, names.NAMESPACE, names.SERVICE_NAME, names.SERVICE_NAMESPACE, *OWNERS,
+)  # fmt: skip
 
 
 def series_peer(known: Known, connection: Connection) -> Names:
@@ -42,8 +46,8 @@ def peer_workload(known: Known) -> Names:
     """
     found = {name.removeprefix(names.PEER_PREFIX): value for name, value in peer_names(known)}
     kept = {name: found[name] for name in WORKLOAD_NAMES if name in found}
-    if found.get("kind") == Kind.POD and not any(name in found for name in ("service.name", *OWNERS)):
-        kept["k8s.pod.name"] = found.get("k8s.pod.name", "")
+    if found.get("kind") == Kind.POD and not any(name in found for name in (names.SERVICE_NAME, *OWNERS)):
+        kept[names.POD_NAME] = found.get(names.POD_NAME, "")
     if found.get("kind") == Kind.NODE:
-        kept["k8s.node.name"] = found.get("k8s.node.name", "")
+        kept[names.NODE] = found.get(names.NODE, "")
     return tuple((names.PEER_PREFIX + name, value) for name, value in kept.items())

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from tcpio_otel.encoding import names
+from tcpio_otel import names
 from tcpio_otel.payload import Part
 
 

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
+from tcpio_otel import names
 from tcpio_otel.batch import Origin
 from tcpio_otel.connections.events import Ends
 from tcpio_otel.correlation.events import Link, Range, Request
-from tcpio_otel.encoding import names
 from tcpio_otel.encoding.endpoints import address_text, network_type
 from tcpio_otel.encoding.packet_json import otlp_attribute
 from tcpio_otel.encoding.protobuf import double_attribute, field, fixed64, int_attribute, string_attribute, varint
@@ -37,7 +37,7 @@ def _offsets(found: Range | None, isn: int | None, start: str, end: str) -> Attr
 
 
 def link_attributes(link: Link, local_isn: int | None, peer_isn: int | None) -> Attributes:
-    """The attributes of a link (docs/record.md); what is not known is left out."""
+    """The attributes of a link (docs/attributes.md); what is not known is left out."""
     found: Attributes = {names.CONTEXT_SOURCE: _SOURCES[link.origin]}
     if link.shared:
         found[names.CONTEXT_SHARED] = True
@@ -48,7 +48,7 @@ def link_attributes(link: Link, local_isn: int | None, peer_isn: int | None) -> 
 
 
 def request_attributes(request: Request, ends: Ends | None) -> Attributes:
-    """The attributes of a request's log record (docs/record.md)."""
+    """The attributes of a request's log record (docs/attributes.md)."""
     found: dict[str, str | int | float | bool | None] = {names.NETWORK_TRANSPORT: "tcp"}
     if ends:
         found |= {

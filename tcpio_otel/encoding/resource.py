@@ -9,9 +9,8 @@ from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metr
 from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics
 from opentelemetry.sdk.resources import Resource
 
-from tcpio_otel import __version__
+from tcpio_otel import __version__, names
 from tcpio_otel.attribution.naming import UNKNOWN, Workload
-from tcpio_otel.encoding import names
 from tcpio_otel.encoding.proto_json import as_dict, compact
 
 DEFAULT_SERVICE = "tcpio-otel"
@@ -32,16 +31,16 @@ def host_resource(
         host_name: `host.name`; None: this host's.
     """
     found = {
-        "service.name": DEFAULT_SERVICE,
-        "service.version": __version__,
-        "host.name": host_name or socket.gethostname(),
-        "os.type": "linux",
+        names.SERVICE_NAME: DEFAULT_SERVICE,
+        names.SERVICE_VERSION: __version__,
+        names.HOST_NAME: host_name or socket.gethostname(),
+        names.OS_TYPE: "linux",
     }
     if machine_id.is_file() and (identifier := machine_id.read_text().strip()):
-        found["host.id"] = identifier
+        found[names.HOST_ID] = identifier
     found.update(attributes)
     if service_name:
-        found["service.name"] = service_name
+        found[names.SERVICE_NAME] = service_name
     # Not Resource.create: that adds what describes an instrumented program, and a random instance id.
     return Resource(found, names.SCHEMA_URL)
 
@@ -94,19 +93,19 @@ _OF_A_WORKLOAD = ("service.", "process.", "container.", "k8s.pod.", "k8s.contain
 
 
 def workload_attributes(workload: Workload) -> dict[str, str]:
-    """What says which workload it is (docs/record.md); what is not known is left out.
+    """What says which workload it is (docs/attributes.md); what is not known is left out.
 
     `service.name` is the unit's or else the program's: nobody has configured a name here.
     """
     place = workload.place
     contained = place.container_id or place.pod_uid
     found = {
-        "service.name": place.unit or workload.program,
-        "container.id": place.container_id,
-        "container.runtime.name": place.runtime,
-        "k8s.pod.uid": place.pod_uid,
-        "k8s.pod.qos_class": place.qos_class,
-        "process.executable.name": "" if contained else workload.program,
+        names.SERVICE_NAME: place.unit or workload.program,
+        names.CONTAINER_ID: place.container_id,
+        names.CONTAINER_RUNTIME: place.runtime,
+        names.POD_UID: place.pod_uid,
+        names.POD_QOS: place.qos_class,
+        names.EXECUTABLE_NAME: "" if contained else workload.program,
     }
     return {name: value for name, value in found.items() if value} | dict(workload.told)
 

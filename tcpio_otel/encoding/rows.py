@@ -6,9 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tcpio_otel import native
+from tcpio_otel import names, native
 from tcpio_otel.batch import RECORD, Mark, Names, Packets, pick
-from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import Buffer, Offsets, Rows, Scratch, Segment, assemble
 from tcpio_otel.encoding.endpoints import DIRECTIONS, address_text, columns, network_type
 from tcpio_otel.payload import Items
@@ -47,7 +46,7 @@ class Ends(NamedTuple):
 
     @property
     def attributes(self) -> list[tuple[str, str | int]]:
-        """What a log record says of them (docs/record.md)."""
+        """What a log record says of them (docs/attributes.md)."""
         found: list[tuple[str, str | int]] = [
             (names.NETWORK_TRANSPORT, "tcp"),
             (names.NETWORK_TYPE, network_type(self.local)),

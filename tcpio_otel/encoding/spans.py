@@ -25,8 +25,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from tcpio_otel import names
 from tcpio_otel.connections.events import Connection, Role
-from tcpio_otel.encoding import names
 from tcpio_otel.encoding.endpoints import address_text, network_type
 from tcpio_otel.encoding.proto_json import as_dict, compact
 from tcpio_otel.encoding.protobuf import field
@@ -39,7 +39,7 @@ _KINDS = {Role.CLIENT: SpanKind.CLIENT, Role.SERVER: SpanKind.SERVER, Role.UNKNO
 
 
 def attributes(connection: Connection) -> dict[str, str | int | float]:
-    """The attributes of a connection's span (docs/record.md); what is not known is left out."""
+    """The attributes of a connection's span (docs/attributes.md); what is not known is left out."""
     local, peer = address_text(connection.local.address), address_text(connection.peer.address)
     found: dict[str, str | int | float | None] = {
         names.NETWORK_TRANSPORT: "tcp",

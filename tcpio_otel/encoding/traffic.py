@@ -16,12 +16,12 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 
+from tcpio_otel import names
 from tcpio_otel.aggregation.histogram import Histogram
 from tcpio_otel.aggregation.traffic import OVERFLOW, Key, Series
 from tcpio_otel.attribution.naming import Workload
 from tcpio_otel.batch import Names
 from tcpio_otel.connections.events import Counts, Role
-from tcpio_otel.encoding import names
 from tcpio_otel.encoding.metrics import points_in, request_of, total
 from tcpio_otel.encoding.spans import SCOPE
 
@@ -32,7 +32,7 @@ Values = list[tuple[int, Names]]
 
 
 def key_attributes(key: Key) -> Attributes:
-    """What a series is about, beyond its Resource (docs/record.md)."""
+    """What a series is about, beyond its Resource (docs/attributes.md)."""
     if key == OVERFLOW:
         return {names.OVERFLOW: True}
     found: Attributes = dict(key.peer)
@@ -91,13 +91,13 @@ def traffic(
 
 
 def _metrics(told: Told, drop_reasons: Mapping[int, str], now_ns: int) -> list[Metric]:
-    def summed(name: str, unit: str, text: str, points: Callable[[Series], Values]) -> Metric:
+    def summed(of: names.Instrument, points: Callable[[Series], Values]) -> Metric:
         found = [
             NumberDataPoint({**attributes, **dict(more)}, series.started_ns, now_ns, value)
             for attributes, series in told
             for value, more in points(series)
         ]
-        return total(name, unit, text, found)
+        return total(of, found)
 
     def by(name: str, counts: Mapping[str, int]) -> Values:
         return [(count, ((name, value),) if value else ()) for value, count in counts.items()]
@@ -112,59 +112,32 @@ def _metrics(told: Told, drop_reasons: Mapping[int, str], now_ns: int) -> list[M
         return [(sent, ((names.IO_DIRECTION, "transmit"),)), (received, ((names.IO_DIRECTION, "receive"),))]
 
     found = [
+        summed(names.IO, connected(lambda _, counts: directions(counts.bytes_sent, counts.bytes_received))),
+        summed(names.PACKETS, connected(lambda _, counts: directions(counts.packets_sent, counts.packets_received))),
+        summed(names.RETRANSMITTED_PACKETS, connected(lambda _, counts: [(counts.retransmits, ())])),
+        summed(names.OPENED, connected(lambda series, _: [(series.opened, ())])),
+        summed(names.CLOSED, lambda series: by(names.CLOSE_REASON, series.closed)),
+        summed(names.FAILED, lambda series: by(names.ERROR_TYPE, series.failed)),
+        summed(names.RESETS, lambda series: by(names.CLOSE_INITIATOR, series.resets)),
         summed(
-            "tcp.io", "By", "Payload, without retransmits.",
-            connected(lambda _, counts: directions(counts.bytes_sent, counts.bytes_received)),
-        ),
-        summed(
-            "tcp.packets", "{packet}", "Segments.",
-            connected(lambda _, counts: directions(counts.packets_sent, counts.packets_received)),
-        ),
-        summed(
-            "tcp.retransmits", "{packet}", "Segments that were sent again.",
-            connected(lambda _, counts: [(counts.retransmits, ())]),
-        ),
-        summed(
-            "tcp.connections.opened", "{connection}", "Connections that were established.",
-            connected(lambda series, _: [(series.opened, ())]),
-        ),
-        summed(
-            "tcp.connections.closed", "{connection}", "Connections that ended.",
-            lambda series: by(names.CLOSE_REASON, series.closed),
-        ),
-        summed(
-            "tcp.connections.failed", "{connection}", "Connections that were not established.",
-            lambda series: by(names.ERROR_TYPE, series.failed),
-        ),
-        summed(
-            "tcp.resets", "{connection}", "Connections that a RST ended.",
-            lambda series: by(names.CLOSE_INITIATOR, series.resets),
-        ),
-        summed(
-            "tcp.drops", "{packet}", "Segments that were received and dropped.",
+            names.DROPS,
             lambda series: by(
                 names.DROP_REASON, {drop_reasons.get(reason, str(reason)): n for reason, n in series.drops.items()}
             ),
         ),
-        _histogram(
-            "tcp.handshake.duration", "From the SYN to the connection being established.", told,
-            lambda series: series.handshakes, now_ns,
-        ),
-        _histogram(
-            "tcp.rtt.smoothed", "The kernel's smoothed round-trip time, at the end of a connection.", told,
-            lambda series: series.round_trips, now_ns,
-        ),
-    ]  # fmt: skip
+        _histogram(names.HANDSHAKES, told, lambda series: series.handshakes, now_ns),
+        _histogram(names.ROUND_TRIPS, told, lambda series: series.round_trips, now_ns),
+    ]
     return [metric for metric in found if metric.data.data_points]
 
 
-def _histogram(name: str, text: str, told: Told, of: Callable[[Series], Histogram], now_ns: int) -> Metric:
+def _histogram(of: names.Instrument, told: Told, taken: Callable[[Series], Histogram], now_ns: int) -> Metric:
     points = [
         _point(attributes, series.started_ns, now_ns, histogram)
         for attributes, series in told
-        if (histogram := of(series)).count
+        if (histogram := taken(series)).count
     ]
-    return Metric(name, text, "s", ExponentialHistogram(points, AggregationTemporality.CUMULATIVE))
+    return Metric(of.name, of.meaning, of.unit, ExponentialHistogram(points, AggregationTemporality.CUMULATIVE))
 
 
 def _point(attributes: Attributes, started_ns: int, now_ns: int, histogram: Histogram) -> ExponentialHistogramDataPoint:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
-from tcpio_otel.encoding import names
+from tcpio_otel import names
 from tests.demo.stage import SHOP_ADDRESS, STOCK_ADDRESS, Lost
 from tests.demo.trace import CLIENT, ENDS, SERVER, Record, Request, Retransmit, Span, Trace
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tcpio_otel.encoding import names
+from tcpio_otel import names
 from tests.demo.stage import SHOP_ADDRESS, STOCK_ADDRESS, Lost, Run
 from tests.kernel.harness import plain
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tcpio_otel.encoding import names
+from tcpio_otel import names
 from tests.generators import generator
 from tests.integration.backends import Backends
 from tests.integration.captured import LOST_ANSWERS, LOST_REQUESTS, Story

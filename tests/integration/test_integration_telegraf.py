@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 
 from tcpio_otel import privileges
 from tcpio_otel.encoding import line_protocol as lines
+from tests.emitted import Emitted, account
 from tests.integration.collector import collector
 from tests.kernel.harness import Namespace, new_namespace, plain, resident_bytes, wait_for
 from tests.peers.go import or_skip
@@ -73,6 +75,8 @@ def agree(running: Telegraf, counted: list[dict[str, Any]]) -> dict[str, int]:
 
     Everything has another time, and totals do not depend on whether connections found room.
     """
+    for kind, taken in (("tag", attrgetter("tags")), ("field", attrgetter("fields"))):
+        account(Emitted(lines={(one.name, kind, name) for one in running.metrics() for name in taken(one)}))
     agent = running.metrics("tcpio")[-1].fields
     ledger = {name: int(agent[name]) for name in NAMES}
     assert ledgers(running) in ([ledger], [])  # of what inputs.exec starts, Telegraf shows one line

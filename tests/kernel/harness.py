@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.emitted import account, in_files
+
 AGENT = [sys.executable, "-m", "tcpio_otel.cli"]
 PROGRAM_NAME = slice(64, 80)  # in struct bpf_prog_info
 TRAFFIC = Path(__file__).with_name("programs.py")
@@ -129,6 +131,11 @@ def agent(directory: Path, *arguments: str, **environment: str) -> Iterator[Agen
         wait_for(lambda: ready in running.stderr() or process.poll() is not None, "the agent", START_S)
         assert process.poll() is None, running.stderr()
         yield running
+        if "--otlp-file" in arguments:
+            if process.poll() is None:
+                running.stop(signal.SIGTERM)
+            given = [pair.partition("=")[0] for pair in environment.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",")]
+            account(in_files(directory / arguments[arguments.index("--otlp-file") + 1], given))
     finally:
         if process.poll() is None:
             running.stop(signal.SIGTERM)

@@ -6,8 +6,8 @@ from typing import Any
 
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE, Metric
 
-from tcpio_otel import __version__
-from tcpio_otel.encoding import names, proto_json
+from tcpio_otel import __version__, names
+from tcpio_otel.encoding import proto_json
 from tcpio_otel.encoding.metrics import ExportCounts, Observation, metrics, metrics_request
 from tcpio_otel.encoding.resource import host_resource
 from tcpio_otel.ledger import Balance

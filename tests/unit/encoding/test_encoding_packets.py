@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from tcpio_otel import names
 from tcpio_otel.batch import Contexts, Mark, Packets
-from tcpio_otel.encoding import names
 from tcpio_otel.encoding.columns import decimals
 from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
 from tcpio_otel.encoding.packet_json import JsonLines, PacketJsonEncoder

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from tcpio_otel import __version__
+from tcpio_otel import __version__, names
 from tcpio_otel.attribution.naming import UNKNOWN, Place, Workload
-from tcpio_otel.encoding import names, proto_json
+from tcpio_otel.encoding import proto_json
 from tcpio_otel.encoding.resource import Resources, host_resource, message
 
 

@@ -14,9 +14,10 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from tcpio_otel import names
 from tcpio_otel.batch import Endpoint
 from tcpio_otel.connections.events import CloseReason, Connection, End, Milestone, Role, Start
-from tcpio_otel.encoding import names, proto_json
+from tcpio_otel.encoding import proto_json
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
 from tcpio_otel.encoding.resource import host_resource, message
 from tcpio_otel.encoding.spans import SCOPE, SpanEncoder, SpanJsonEncoder, span
