@@ -24,6 +24,7 @@ from rich.table import Table
 
 from tests.matrix.environment import MOUNTED, make, mounting
 from tests.matrix.images import RELEASES, Image, UnavailableError, image
+from tests.matrix.results import KEPT, Result, keep
 
 BOOT_LIMIT_S = 1800
 AT_ONCE = 2
@@ -45,32 +46,6 @@ for module in {modules}; do modprobe $module; done
 cd {mounted}/checkout
 {python} -m pytest -p no:cacheprovider -q --tb=short --junitxml={out}/report.xml {tests}
 """
-
-
-@dataclass
-class Result:
-    """What came of one kernel, by one loader."""
-
-    release: str
-    loader: str = "-"
-    hooks: str = "-"
-    scenarios: int = 0
-    failed: tuple[str, ...] = ()
-    skipped: int = 0
-    segments: str = "-"
-    unseen: str = "-"
-    differences: str = "-"
-
-    @property
-    def good(self) -> bool:
-        """Whether it ran scenarios, and all passed."""
-        return bool(self.scenarios) and not self.failed
-
-    def row(self) -> tuple[str, ...]:
-        """Its line of the table."""
-        passed = f"{self.scenarios - len(self.failed)} of {self.scenarios}"
-        skipped = f", {self.skipped} skipped" if self.skipped else ""
-        return self.release, self.loader, self.hooks, passed + skipped, self.segments, self.unseen, self.differences
 
 
 @dataclass
@@ -162,11 +137,22 @@ def main() -> int:
     parser.add_argument(
         "-k", dest="select", metavar="EXPRESSION", default=SELECT, help="only these tests, as pytest has it"
     )
-    given = parser.parse_args()
-    console, good = Console(), True
-    table = Table(
-        "kernel", "loader", "hooks", "scenarios passed", "segments", "not shown", "differences", box=box.SIMPLE
+    parser.add_argument(
+        "--record", action="store_true", help=f"keep what came of it in {KEPT.name}; of whole runs alone"
     )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="boot nothing: read pytest's report of this host's kernel",
+    )
+    given = parser.parse_args()
+    if given.record and (given.tests is not TESTS or given.select != SELECT):
+        parser.error("--record is for whole runs, without --tests and -k")
+    if given.report:
+        return of_this_host(given.report, record=given.record)
+    console, good = Console(), True
+    table, whole = _table(), []
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(AT_ONCE) as pool:
         scratch = Path(directory)
         kernels = []
@@ -184,13 +170,34 @@ def main() -> int:
             console.print(f"{boot.results[0].release}: {boot.minutes:.1f} minutes", markup=False)
             # Of the default tests each loader must have run some; others may know of one alone.
             ran = [result for result in boot.results if result.scenarios or result.skipped]
+            whole += ran
             for result in boot.results if given.tests is TESTS or not ran else ran:
                 table.add_row(*result.row())
                 if not result.good:
                     good = False
                     console.print(f"by {result.loader}: {', '.join(result.failed)}\n{boot.console}", markup=False)
     console.print(table)
+    if given.record:
+        keep(whole, "matrix")
     return 0 if good else 1
+
+
+def _table() -> Table:
+    return Table(
+        "kernel", "loader", "hooks", "scenarios passed", "segments", "not shown", "differences", box=box.SIMPLE
+    )
+
+
+def of_this_host(report: Path, *, record: bool) -> int:
+    """Read what a run of `make test-kernel` came to; returns the exit code."""
+    table = _table()
+    results = [result for result in read(os.uname().release, report) if result.scenarios or result.skipped]
+    for result in results:
+        table.add_row(*result.row())
+    Console().print(table)
+    if record:
+        keep(results, "host")
+    return 0 if results and all(result.good for result in results) else 1
 
 
 if __name__ == "__main__":
