@@ -19,7 +19,10 @@ CACHE = Path(os.environ.get("TCPIO_CACHE", Path.home() / ".cache" / "tcpio-otel"
 CONTRIB = "github.com/open-telemetry/opentelemetry-collector-contrib"
 COMPONENTS = {
     "receivers": ["go.opentelemetry.io/collector/receiver/otlpreceiver"],
-    "processors": [f"{CONTRIB}/processor/k8sattributesprocessor"],
+    "processors": [
+        "go.opentelemetry.io/collector/processor/memorylimiterprocessor",
+        f"{CONTRIB}/processor/k8sattributesprocessor",
+    ],
     "exporters": ["go.opentelemetry.io/collector/exporter/otlpexporter", f"{CONTRIB}/exporter/fileexporter"],
 }
 BINARY = CACHE / f"collector-{VERSION}-{sum(map(len, COMPONENTS.values()))}" / "otelcol-tcpio-test"
@@ -86,17 +89,22 @@ class Collector:
     binary: Path = BINARY
     shown: tuple[Path, ...] = ()
     """Files that it reads first: what it is configured with then comes on top of them."""
+    address: str = "127.0.0.1"
+    """Where it listens; asked it is over loopback."""
+
+    @property
+    def receivers(self) -> dict[str, Any]:
+        """OTLP by both protocols, with TLS or without."""
+        tls = {"tls": self.tls} if self.tls else {}
+        ports = {"grpc": self.grpc_port, "http": self.http_port}
+        protocols = {name: {"endpoint": f"{self.address}:{port}", **tls} for name, port in ports.items()}
+        return {"otlp": {"protocols": protocols}}
 
     def _default(self) -> dict[str, Any]:
-        """OTLP in by both protocols, with TLS or without, and one file out."""
-        tls = {"tls": self.tls} if self.tls else {}
-        protocols = {
-            name: {"endpoint": f"127.0.0.1:{port}", **tls}
-            for name, port in (("grpc", self.grpc_port), ("http", self.http_port))
-        }
+        """OTLP in, and one file out."""
         pipeline = {"receivers": ["otlp"], "exporters": ["file"]}
         return {
-            "receivers": {"otlp": {"protocols": protocols}},
+            "receivers": self.receivers,
             "exporters": {"file": {"path": str(self.directory / "received.json"), "append": True}},
             "service": {
                 "telemetry": {"metrics": {"level": "none"}, "logs": {"level": "warn"}},
@@ -135,9 +143,9 @@ class Collector:
 
 
 @contextmanager
-def collector(directory: Path, tls: dict[str, str] | None = None) -> Iterator[Collector]:
+def collector(directory: Path, tls: dict[str, str] | None = None, address: str = "127.0.0.1") -> Iterator[Collector]:
     """Start a Collector with OTLP in by gRPC and HTTP, and a file out."""
-    running = Collector(free_port(), free_port(), directory, tls)
+    running = Collector(free_port(), free_port(), directory, tls, address=address)
     running.start()
     try:
         yield running

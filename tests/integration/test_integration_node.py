@@ -24,8 +24,10 @@ from tests.peers import image as images
 from tests.peers import node as nodes
 from tests.peers.go import or_skip
 from tests.peers.kubernetes import ControlPlane
+from tests.peers.server import REPOSITORY
+from tests.quick_start import commands, typed
 
-CHART = Path(__file__).parents[2] / "helm" / "tcpio-otel"
+CHART = REPOSITORY / "helm" / "tcpio-otel"
 NAMESPACE = "observability"
 IMAGE = "localhost/tcpio-otel-test/agent"
 ACCOUNT = "agent-tcpio-otel"
@@ -95,9 +97,9 @@ class Cluster:
         """What kubectl prints."""
         return _printed([str(self.plane.kubectl), f"--kubeconfig={self.kubeconfig}", *arguments], given)
 
-    def helm(self, *arguments: str) -> str:
+    def helm(self, *arguments: str, namespace: str = NAMESPACE) -> str:
         """What Helm prints."""
-        where = [f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}"]
+        where = [f"--kubeconfig={self.kubeconfig}", f"--namespace={namespace}"]
         return _printed(["helm", *arguments, *where], environment=self.helm_environment)
 
     def roll_out(self, namespace: str, what: str) -> None:
@@ -220,6 +222,28 @@ def test_the_chart_on_a_node(cluster: Cluster, tmp_path: Path) -> None:
     ledger = next(line for line in log.read_text().splitlines() if "seen " in line and " = exported " in line)
     assert re.search(r"dropped 0 \+ in flight 0", ledger), ledger
     check(received(receiver))
+
+
+def test_the_quick_start(cluster: Cluster, tmp_path: Path) -> None:
+    """The README's, with the image that is on the node already, a Collector's address, and this host's cgroup tree."""
+    image, *steps = commands("On Kubernetes")
+    name = image.partition("IMAGE=")[2]
+    cluster.node.run("ctr", "--namespace=k8s.io", "images", "tag", f"{IMAGE}:built", name)
+    (programs := tmp_path / "bin").mkdir()
+    (programs / "kubectl").symlink_to(cluster.plane.kubectl)
+    environment, log = {**cluster.helm_environment, "KUBECONFIG": str(cluster.kubeconfig)}, tmp_path / "log"
+    with collector(tmp_path, address="0.0.0.0") as receiver:
+        *steps, watch = (
+            step.replace("collector.example:4318", f"{nodes.ADDRESS}:{receiver.http_port}") for step in steps
+        )
+        for step in steps:
+            command = f"{step} --set config.capture.cgroup=/host{cgroup_root()}" if " install " in step else step
+            with typed(command, programs, log, environment) as process:
+                assert process.wait(PATIENCE_S) == 0, f"{command}: {log.read_text()}"
+        with typed(watch, programs, log, environment):
+            wait_for(lambda: log.read_text().count("(PUSH|ACK)") > 3, "packets of the node", PATIENCE_S)
+        wait_for(lambda: received(receiver), "packets", PATIENCE_S)
+        cluster.helm("uninstall", "tcpio-otel", "--wait", namespace="tcpio-otel")
 
 
 def check_rights_at_kubelet(cluster: Cluster) -> None:

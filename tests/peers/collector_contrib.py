@@ -80,10 +80,8 @@ def shown(
     binary = build_alone(name) if name in ALONE else build()
     made = Collector(free_port(), free_port(), directory, None, environment=environment, binary=binary)
     made.shown = tuple(CONFIGURATIONS / f"{name}.yaml" for name in names)
-    endpoints = {"grpc": made.grpc_port, "http": made.http_port}
-    protocols = {name: {"endpoint": f"127.0.0.1:{port}"} for name, port in endpoints.items()}
     telemetry = {"metrics": {"level": "none"}, "logs": {"level": "warn"}}
-    top = {"receivers": {"otlp": {"protocols": protocols}}, "service": {"telemetry": telemetry}}
+    top = {"receivers": made.receivers, "service": {"telemetry": telemetry}}
     made.configuration = merged(top, overrides or {})
     made.start()
     try:
