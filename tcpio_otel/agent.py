@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+IDLE_S = 0.25
+"""How often stages to which nothing comes are called all the same, to look after their timers."""
+
 SCREEN_REFRESH_NS = 500_000_000
 LOG_REFRESH_NS = 10_000_000_000
 BUSIEST = 8
@@ -49,11 +52,21 @@ class Stop:
 
     def __init__(self, duration_s: float | None) -> None:
         self._asked = False
-        self._deadline_ns = None if duration_s is None else boot_ns() + int(duration_s * 1e9)
+        self._deadline_ns: int | None = None
+        if duration_s is not None:
+            self.within(duration_s)
 
     def __call__(self) -> bool:
         """Whether to stop now."""
         return self._asked or (self._deadline_ns is not None and boot_ns() >= self._deadline_ns)
+
+    def within(self, duration_s: float) -> None:
+        """Stop by itself after this, from now on."""
+        self._deadline_ns = boot_ns() + int(duration_s * 1e9)
+
+    def ask(self) -> None:
+        """Ask it to stop."""
+        self._asked = True
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[Stop]:
@@ -76,7 +89,11 @@ class Stop:
 
 @contextlib.contextmanager
 def opened(
-    config: Config, ledger: Ledger, prepare: Callable[[], None] = lambda: None, contexts: ContextSources | None = None
+    config: Config,
+    ledger: Ledger,
+    prepare: Callable[[], None] = lambda: None,
+    contexts: ContextSources | None = None,
+    idle_s: float = IDLE_S,
 ) -> Iterator[tuple[Source, Vocabulary]]:
     """The source that the configuration names, ready to be read; all privileges are gone then.
 
@@ -85,6 +102,7 @@ def opened(
         ledger: told what the source sees.
         prepare: what else needs privileges, done before they go.
         contexts: where a probe looks for trace contexts; nowhere, if not given.
+        idle_s: how often a live source yields an empty batch when nothing comes.
 
     Raises:
         EnvironmentFault: the live source cannot run here.
@@ -124,7 +142,11 @@ def opened(
         yield (
             stack.enter_context(
                 LiveSource(
-                    probe, ledger, latency_s=float(config.capture.latency), queue_bytes=config.capture.queue_memory
+                    probe,
+                    ledger,
+                    latency_s=float(config.capture.latency),
+                    queue_bytes=config.capture.queue_memory,
+                    idle_s=idle_s,
                 )
             ),
             probe.loading.vocabulary,
@@ -467,10 +489,10 @@ class _View:
         try:
             print(*lines, sep="\n", file=self._terminal, flush=True)
         except OSError:
-            _silence(self._terminal)  # nobody reads any more: `| tee` dies of the same Ctrl-C
+            silence(self._terminal)  # nobody reads any more: `| tee` dies of the same Ctrl-C
 
 
-def _silence(stream: IO[Any]) -> None:
+def silence(stream: IO[Any]) -> None:
     """Let what is still buffered go nowhere, the interpreter's own last flush included."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -506,10 +528,10 @@ def watch(config: Config, *, json: bool, time_of_day: bool, process: bool, seq: 
                     out.flush()
                     ledger.exported(len(slots))
         except BrokenPipeError:
-            _silence(out)  # the reader has gone, which is how `| head` ends
+            silence(out)  # the reader has gone, which is how `| head` ends
             return 0
         except OSError as error:
-            _silence(out)
+            silence(out)
             raise EnvironmentFault(f"cannot print: {error.strerror}") from None
         logger.info("%s", ledger_line(ledger.balance()))
     return 0

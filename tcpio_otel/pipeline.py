@@ -75,6 +75,13 @@ class Source(Protocol):
     def finish(self) -> Iterator[Batch]:
         """What is left once the source was told to stop."""
 
+    def look(self) -> NDArray[np.void]:
+        """Every open socket as of now, as often as is wanted; none, where the source knows of none.
+
+        Raises:
+            EnvironmentFault: the source knows of sockets and cannot tell.
+        """
+
     def snapshot(self) -> NDArray[np.void] | None:
         """Every open socket as of now, where the source can tell."""
 

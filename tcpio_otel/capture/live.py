@@ -16,9 +16,6 @@ from tcpio_otel.capture.ring import Rings
 from tcpio_otel.clock import Nanoseconds, UnixOffset, boot_ns
 from tcpio_otel.ledger import Ledger
 
-IDLE_S = 0.25
-"""How often a reader to whom nothing comes gets an empty batch, to look after its timers."""
-
 
 class LiveSource:
     """Batches of a probe that is attached already.
@@ -27,16 +24,23 @@ class LiveSource:
     burst waits here, as records in memory, while the stages behind take their time. Beyond `queue_bytes` it waits in
     the rings, and when they are full the probe counts what it could not put there.
 
-    Iterating never ends by itself; it yields an empty batch now and then when nothing comes. `finish` yields the rest.
+    Iterating never ends by itself; when nothing comes for `idle_s`, it yields an empty batch. `finish` yields the rest.
     """
 
     paced = False
 
     def __init__(
-        self, probe: Probe, ledger: Ledger, *, latency_s: float, queue_bytes: int, clock: Nanoseconds = boot_ns
+        self,
+        probe: Probe,
+        ledger: Ledger,
+        *,
+        latency_s: float,
+        queue_bytes: int,
+        idle_s: float = 0.25,
+        clock: Nanoseconds = boot_ns,
     ) -> None:
         self._probe, self._ledger, self._latency_s, self._queue_bytes = probe, ledger, latency_s, queue_bytes
-        self._clock = clock
+        self._idle_s, self._clock = idle_s, clock
         self.older_told = probe.loader is Loader.LIBBPF
         self._unix_offset = UnixOffset(boot=clock)
         self._queue: deque[Batch] = deque()
@@ -132,7 +136,7 @@ class LiveSource:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        while (batch := self._next(IDLE_S)) is not None:
+        while (batch := self._next(self._idle_s)) is not None:
             yield batch
 
     def finish(self) -> Iterator[Batch]:
@@ -145,6 +149,14 @@ class LiveSource:
         while (batch := self._next(None)) is not None:
             yield batch
         self._account()
+
+    def look(self) -> NDArray[np.void]:
+        """Every connected socket as of now (dtype RECORD), as often as is wanted.
+
+        Raises:
+            EnvironmentFault: it cannot be told without privileges.
+        """
+        return np.frombuffer(self._probe.look(), RECORD)
 
     def snapshot(self) -> NDArray[np.void]:
         """Every connected socket as of now (dtype RECORD); to be called once, before `finish`."""

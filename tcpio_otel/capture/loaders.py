@@ -17,6 +17,7 @@ from tcpio_otel.capture import bcc, libbpf
 from tcpio_otel.capture.control import ContextSources, Control
 from tcpio_otel.capture.inventory import held_sockets
 from tcpio_otel.capture.libbpf import Library, Types
+from tcpio_otel.errors import EnvironmentFault
 
 OBJECT = Path(__file__).with_name("tcpio.bpf.o")
 
@@ -119,8 +120,15 @@ class Loading(Protocol):
     def first_look(self, stack: ExitStack, control: Control) -> bytes:
         """Once everything is attached: the sockets that are older, as bytes of `struct tcpio_record`."""
 
+    def look(self) -> bytes:
+        """Every connected socket as of now, likewise, as often as is wanted.
+
+        Raises:
+            EnvironmentFault: this kernel does not let whoever has dropped its privileges look.
+        """
+
     def last_look(self) -> bytes:
-        """Every connected socket as of now, likewise; works once, and without privileges."""
+        """The same; works once, and without privileges everywhere."""
 
 
 def chosen(loader: Loader, library: Library) -> Loader:
@@ -180,11 +188,15 @@ class ByLibbpf:
         del control
         self._last = self._object.iterator(SNAPSHOT)
         stack.callback(os.close, self._last)
-        first = self._object.iterator(SNAPSHOT)
+        return self.look()
+
+    def look(self) -> bytes:
+        """By a new iterator, which takes no privilege since 5.19: the programs and links are this process's own."""
+        iterator = self._object.iterator(SNAPSHOT)
         try:
-            return _read_all(first)
+            return _read_all(iterator)
         finally:
-            os.close(first)
+            os.close(iterator)
 
     def last_look(self) -> bytes:
         """By the same iterator, opened while that was allowed."""
@@ -229,8 +241,12 @@ class ByBcc:
             self._object.adopt(held)
         return b""
 
+    def look(self) -> bytes:
+        """Nothing to look by: without types there is no iterator."""
+        raise EnvironmentFault("a probe by BCC has no iterator over sockets: that needs a kernel with BTF")
+
     def last_look(self) -> bytes:
-        """Nothing: without types there is no iterator."""
+        """Nothing, likewise."""
         return b""
 
 

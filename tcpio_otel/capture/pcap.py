@@ -84,8 +84,12 @@ class PcapSource:
         """Nothing: a file has said all that it has to say."""
         return iter(())
 
+    def look(self) -> NDArray[np.void]:
+        """No socket: a file knows of none."""
+        return np.empty(0, RECORD)
+
     def snapshot(self) -> None:
-        """Nothing: a file knows of no sockets."""
+        """Nothing, likewise."""
 
     def faults(self) -> dict[str, int]:
         """Frames without a TCP segment, by why; and records that came out later than a younger one."""

@@ -195,6 +195,14 @@ class Probe:
         """Record nothing more; what is in the rings stays there to be drained."""
         self._object.detach()
 
+    def look(self) -> bytes:
+        """Every connected socket as of now, as bytes of `struct tcpio_record`; as often as is wanted.
+
+        Raises:
+            EnvironmentFault: it cannot be told without privileges.
+        """
+        return self.loading.look()
+
     def snapshot(self) -> bytes:
         """Every connected socket as of now, as bytes of `struct tcpio_record`; works once, and without privileges."""
         return self.loading.last_look()
