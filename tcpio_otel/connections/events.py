@@ -31,6 +31,22 @@ class End(StrEnum):
     EVICTED = "evicted"
 
 
+class Phase(StrEnum):
+    """The states of RFC 9293, as an observer can tell them."""
+
+    CLOSED = "closed"
+    SYN_SENT = "syn_sent"
+    SYN_RECEIVED = "syn_received"
+    ESTABLISHED = "established"
+    FIN_WAIT_1 = "fin_wait_1"
+    FIN_WAIT_2 = "fin_wait_2"
+    CLOSE_WAIT = "close_wait"
+    CLOSING = "closing"
+    LAST_ACK = "last_ack"
+    FINISHED = "finished"  # both FINs acknowledged; TIME_WAIT at one end
+    RESET = "reset"
+
+
 class CloseReason(StrEnum):
     """How a connection came to its end on the wire."""
 
@@ -115,6 +131,20 @@ class Connection:
         """What went over it since it is followed."""
         now = (self.bytes_sent, self.bytes_received, self.packets_sent, self.packets_received, self.retransmits)
         return Counts(*(total - before for total, before in zip(now, self.before, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How an open connection stands: its ends, who opened it, and since when it is followed, on the records' clock."""
+
+    local: Endpoint
+    peer: Endpoint
+    role: Role
+    phase: Phase
+    start: Start
+    started_ns: int
+    pid: int
+    process_name: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tcpio_otel import names
 from tcpio_otel.batch import Flag, Mark
-from tcpio_otel.connections.events import CloseReason, Role
+from tcpio_otel.connections.events import CloseReason, Phase, Role
 
 _MODULUS = 1 << 32
 _WITH_SYN = 1 << 16  # a segment's worth, and the SYN itself
@@ -20,22 +20,6 @@ _RETRANSMIT = int(Mark.RETRANSMIT)
 MILESTONE_LIMIT = 128
 """Span events of one connection; `tcp.fin` and `tcp.rst` find room beyond what the others may take."""
 _RESERVED_FOR_END = 8
-
-
-class Phase(StrEnum):
-    """The states of RFC 9293, as an observer can tell them."""
-
-    CLOSED = "closed"
-    SYN_SENT = "syn_sent"
-    SYN_RECEIVED = "syn_received"
-    ESTABLISHED = "established"
-    FIN_WAIT_1 = "fin_wait_1"
-    FIN_WAIT_2 = "fin_wait_2"
-    CLOSE_WAIT = "close_wait"
-    CLOSING = "closing"
-    LAST_ACK = "last_ack"
-    FINISHED = "finished"  # both FINs acknowledged; TIME_WAIT at one end
-    RESET = "reset"
 
 
 HANDSHAKE = (Phase.CLOSED, Phase.SYN_SENT, Phase.SYN_RECEIVED)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tcpio_otel import names, native
 from tcpio_otel.batch import FLOW, RECORD, Batch, Birth, Direction, Endpoint, Flag, Kind, Mark, State, pick
 from tcpio_otel.connections.entry import ROW_FIELDS, Entry, Fact, Owner, Row, Totals, facts, owners
-from tcpio_otel.connections.events import Connection, Counts, End, Ends, Role, Start
+from tcpio_otel.connections.events import Connection, Counts, End, Ends, Phase, Role, Standing, Start
 from tcpio_otel.connections.identity import (
     FIN_RECEIVED_STATES,
     Identity,
@@ -27,14 +27,14 @@ from tcpio_otel.connections.identity import (
     initial_sequence,
 )
 from tcpio_otel.connections.index import Index, Keys, keys_of
-from tcpio_otel.connections.lifecycle import HANDSHAKE, Life, Phase, Segment
+from tcpio_otel.connections.lifecycle import HANDSHAKE, Life, Segment
 from tcpio_otel.connections.report import connection, text
 
 Records = NDArray[np.void]
 Slots = NDArray[np.int64]
 
 _MODULUS = 1 << 32
-_SYN, _ACK, _RST = int(Flag.SYN), int(Flag.ACK), int(Flag.RST)
+_FIN, _SYN, _ACK, _RST = int(Flag.FIN), int(Flag.SYN), int(Flag.ACK), int(Flag.RST)
 _NO_SOCKET, _LISTENER = int(Mark.NO_SOCKET), int(Mark.LISTENER)
 _UNMEASURED_RTT = (1 << 32) - 1
 _TRANSMIT, _RESET_KIND, _CLOSE = int(Direction.TRANSMIT), int(Kind.RESET), int(State.CLOSE)
@@ -138,6 +138,7 @@ class ConnectionTable:
         self._last_seen = np.zeros(slots, np.int64)
         self._attentive = np.zeros(slots, np.bool_)
         self._waiting = np.zeros(slots, np.bool_)
+        self._owed = np.zeros(slots, np.bool_)  # whose span is
         self._holds = np.zeros(slots, np.int32)
         self._deadlines = np.full(slots, _NEVER)  # when to look at a slot again
         # By slot and direction, at 2 * slot + direction.
@@ -145,12 +146,13 @@ class ConnectionTable:
         self._payload = np.zeros(2 * slots, np.int64)
         self._high = np.zeros(2 * slots, np.uint32)  # one past the highest sequence number, modulo 2^32
         self._progress = np.zeros(2 * slots, np.int64)  # how far it came since the first segment
+        self._flagged = np.zeros(2 * slots, np.int64)  # how much of that SYN and FIN took
         self._told = np.zeros(slots, np.int64)  # packets, when somebody last asked for what is active
 
     def _grow(self) -> None:
         self._deadlines = np.concatenate([self._deadlines, np.full_like(self._deadlines, _NEVER)])
-        for name in ("flows", "_last_seen", "_attentive", "_waiting", "_holds", "_packets", "_payload", "_high",
-                     "_progress", "_told"):  # fmt: skip
+        for name in ("flows", "_last_seen", "_attentive", "_waiting", "_owed", "_holds", "_packets", "_payload",
+                     "_high", "_progress", "_flagged", "_told"):  # fmt: skip
             column = getattr(self, name)
             setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
 
@@ -164,6 +166,43 @@ class ConnectionTable:
     def waiting(self, slots: Slots) -> NDArray[np.bool_]:
         """Which slots are in a handshake that may still tell their ids (bool, shape of `slots`)."""
         return self._waiting[slots]
+
+    def open_slots(self) -> Slots:
+        """The slots of connections that are open (int64, shape (n,)), by number."""
+        return np.flatnonzero(self._owed)
+
+    def payload(self) -> NDArray[np.int64]:
+        """Payload that went through each slot since its connection is followed, in bytes, each byte once.
+
+        Shape (slots, 2), by direction.
+        """
+        return (self._progress - self._flagged).reshape(-1, 2)
+
+    def standing(self, slot: int) -> Standing | None:
+        """How the connection of a slot stands; None when it has left, or is none."""
+        entry = self._entries[slot]
+        if entry is None or entry.life is None:
+            return None
+        flow, life = self.flows[slot], entry.life
+        return Standing(
+            local=entry.local,
+            peer=entry.peer,
+            role=life.role,
+            phase=life.phase,
+            start=entry.start,
+            started_ns=life.started_ns,
+            pid=int(flow["pid"]),
+            process_name=text(flow["process_name"]),
+        )
+
+    def phases(self, slots: Slots) -> list[Phase]:
+        """Where the connection of each slot stands; those that have left, or are none, are closed."""
+        entries = (self._entries[slot] for slot in slots.tolist())
+        return [entry.life.phase if entry and entry.life else Phase.CLOSED for entry in entries]
+
+    def find(self, records: Records) -> Slots:
+        """The slot of the connection that each record tells of (int64, shape (n,)); -1: it is not followed."""
+        return self._index.find(keys_of(np.ascontiguousarray(records)))
 
     def take_summaries(self) -> list[Connection]:
         """Open connections whose summary fell due since the last call."""
@@ -269,8 +308,7 @@ class ConnectionTable:
             snapshot: records of kind SOCKET taken just before, for totals.
         """
         if snapshot is not None and len(snapshot):
-            snapshot = np.ascontiguousarray(snapshot)
-            for slot, fact, owner in zip(self._find(snapshot), facts(snapshot), owners(snapshot), strict=True):
+            for slot, fact, owner in zip(self.find(snapshot).tolist(), facts(snapshot), owners(snapshot), strict=True):
                 entry = self._entries[slot] if slot >= 0 else None
                 if entry and entry.life and not entry.closed:
                     self._learn_owner(slot, owner)
@@ -280,10 +318,6 @@ class ConnectionTable:
                 ended = entry.life is not None and (entry.life.ended or entry.closed)
                 self._report(slot, entry, End.OBSERVED if ended else End.AGENT_SHUTDOWN, now_ns)
         return self._take_ended()
-
-    def _find(self, records: Records) -> list[int]:
-        slots: list[int] = self._index.find(keys_of(records)).tolist()
-        return slots
 
     def _take_ended(self) -> list[Connection]:
         ended, self._ended = self._ended, []
@@ -363,8 +397,8 @@ class ConnectionTable:
         self.renew(slot)
         self._last_seen[slot] = record["time_ns"]
         self._attentive[slot] = life is not None
-        self._waiting[slot] = life is not None
-        for column in (self._packets, self._payload, self._high, self._progress):
+        self._waiting[slot] = self._owed[slot] = life is not None
+        for column in (self._packets, self._payload, self._high, self._progress, self._flagged):
             column[2 * slot : 2 * slot + 2] = 0
         self._told[slot] = 0
         if life is None:
@@ -505,6 +539,8 @@ class ConnectionTable:
         life.segment(
             Segment(row.time_ns, sent, row.flags, row.seq, row.ack, row.payload_bytes, row.window, row.marks, segments)
         )
+        if row.flags & (_SYN | _FIN):
+            self._flagged[2 * slot : 2 * slot + 2] = _flagged(entry, life)
         self._settle(slot, entry)
 
     def _settle(self, slot: int, entry: Entry) -> None:
@@ -745,6 +781,7 @@ class ConnectionTable:
         """The span is settled: build what it is made of. A SYN that nobody answered makes none."""
         life = entry.life
         entry.reported = True
+        self._owed[slot] = False
         self._open -= 1
         if life is None:
             return
@@ -765,15 +802,20 @@ class ConnectionTable:
         """What records add up to, of those up to the one that is looked at now."""
         self._count_to(self._row + 1)
         received, sent = 2 * slot + Direction.RECEIVE, 2 * slot + Direction.TRANSMIT
-        seen_opening = entry.start is Start.OBSERVED
+        flagged_received, flagged_sent = _flagged(entry, life)
         return Counts(
-            bytes_sent=int(self._progress[sent]) - (seen_opening and life.local_isn is not None) - life.fin_sent,
-            bytes_received=(
-                int(self._progress[received])
-                - (seen_opening and life.peer_isn is not None)
-                - (life.peer_fin_end is not None)
-            ),
+            bytes_sent=int(self._progress[sent]) - flagged_sent,
+            bytes_received=int(self._progress[received]) - flagged_received,
             packets_sent=int(self._packets[sent]),
             packets_received=int(self._packets[received]),
             retransmits=sum(note.name == names.RETRANSMITTED and note.segment.sent for note in life.notes),
         )
+
+
+def _flagged(entry: Entry, life: Life) -> tuple[int, int]:
+    """How many of the sequence numbers received and sent SYN and FIN took."""
+    seen_opening = entry.start is Start.OBSERVED
+    return (
+        (seen_opening and life.peer_isn is not None) + (life.peer_fin_end is not None),
+        (seen_opening and life.local_isn is not None) + life.fin_sent,
+    )
