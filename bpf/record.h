@@ -18,6 +18,7 @@ enum tcpio_kind {
 	TCPIO_CONTEXT = 4, /* a trace context begins on a connection: union member context */
 	TCPIO_CGROUP = 5,  /* a cgroup was made: union member made; the cookie holds its id and, in the upper half, its
 			      parent's; the state is enum tcpio_hierarchy */
+	TCPIO_LOOK = 6,	   /* made by the reader of TCPIO_SOCKET: a socket that it has looked at again */
 };
 
 /* Where a context is known from. */

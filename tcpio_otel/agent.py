@@ -44,6 +44,9 @@ IDLE_S = 0.25
 
 SCREEN_REFRESH_NS = 500_000_000
 LOG_REFRESH_NS = 10_000_000_000
+LOOK_AHEAD_NS = 1_000_000_000
+"""How long before metrics are due sockets are looked at, so that what they tell has come through by then."""
+
 BUSIEST = 8
 
 
@@ -413,6 +416,7 @@ class _View:
         self._every_ns = SCREEN_REFRESH_NS if self._live else LOG_REFRESH_NS
         self._before = self._status()
         self._metrics_due_ns = boot_ns() + int(config.metrics.interval * 1e9)
+        self._looked = not config.metrics.traffic
 
     def __enter__(self) -> None:
         logger.info("recording to %s", self._outputs.destination)
@@ -446,8 +450,12 @@ class _View:
     def refresh(self) -> None:
         """Show, and send metrics, when it is time to."""
         now_ns = boot_ns()
+        if not self._looked and now_ns >= self._metrics_due_ns - LOOK_AHEAD_NS:
+            self._looked = True
+            self._source.look_again()
         if now_ns >= self._metrics_due_ns:
             self._metrics_due_ns = now_ns + int(self._config.metrics.interval * 1e9)
+            self._looked = not self._config.metrics.traffic
             self.send_metrics()
         if now_ns - self._before.at_ns < self._every_ns:
             return
@@ -554,9 +562,9 @@ def tell(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        _silence(sys.stdout)
+        silence(sys.stdout)
     except OSError as error:
-        _silence(sys.stdout)
+        silence(sys.stdout)
         raise EnvironmentFault(f"cannot print: {error.strerror}") from None
 
 

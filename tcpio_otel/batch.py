@@ -21,6 +21,7 @@ class Kind(IntEnum):
     RESET = 3
     CONTEXT = 4
     CGROUP = 5
+    LOOK = 6
 
 
 class Origin(IntEnum):

@@ -188,8 +188,8 @@ PACKETS_RECEIVED = attribute("tcp.packets.received", INT, _TOTALS, "segments", u
 RETRANSMITS = attribute("tcp.retransmits", INT, _TOTALS, "segments sent again", unit="{packet}")
 TOTALS_SOURCE = attribute(
     "tcp.totals.source", STRING, CONNECTION,
-    "`kernel`: from the socket itself; `records`: added up from packets, on top of what the kernel said when the agent "
-    "started",
+    "`kernel`: from the socket itself; `records`: added up from packets, on top of what the kernel said when it was "
+    "last asked",
 )  # fmt: skip
 RTT_SMOOTHED = attribute("tcp.rtt.smoothed", DOUBLE, CONNECTION, "the kernel's smoothed round-trip time", unit=SECONDS)
 RTT_MIN = attribute("tcp.rtt.min", DOUBLE, CONNECTION, "the least round-trip time that the kernel knows", unit=SECONDS)
@@ -330,7 +330,10 @@ HANDSHAKES = instrument(
     "tcp.handshake.duration", "s", Kind.HISTOGRAM, "From the SYN to the connection being established."
 )
 ROUND_TRIPS = instrument(
-    "tcp.rtt.smoothed", "s", Kind.HISTOGRAM, "The kernel's smoothed round-trip time, at the end of a connection."
+    "tcp.rtt.smoothed",
+    "s",
+    Kind.HISTOGRAM,
+    "The kernel's smoothed round-trip time: at a connection's end, and at each export of those that are not silent.",
 )
 SEEN = instrument("tcpio.packets.seen", "{packet}", Kind.SUM, "Packets seen.")
 OUTCOMES = instrument(

@@ -82,6 +82,9 @@ class Source(Protocol):
             EnvironmentFault: the source knows of sockets and cannot tell.
         """
 
+    def look_again(self) -> None:
+        """Have it tell of every open socket soon, in its place among the records, where the source can."""
+
     def snapshot(self) -> NDArray[np.void] | None:
         """Every open socket as of now, where the source can tell."""
 

@@ -79,6 +79,8 @@ def telegraf(config: Config, orders: Orders, *, once: bool) -> int:
             if flushes.due(boot_ns()):
                 outputs.flush()
                 tell_totals()
+                if config.telegraf.peers:
+                    source.look_again()
 
         give_back = GiveBack(outputs.packet_encoder.forget)
         fault = record(source, pipeline, lambda: stop() or orders.over, give_back, flush_when_due)

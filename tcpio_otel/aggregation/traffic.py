@@ -127,21 +127,21 @@ class Traffic:
             told.opened = True
             series.opened += 1
             series.handshakes.add(_example(connection, connection.handshake_s, now_ns))
+        if connection.rtt_smoothed_s is not None:
+            series.round_trips.add(_example(connection, connection.rtt_smoothed_s, now_ns))
         if connection.end is None:
             self._told[connection.slot] = told
             return
         self._told.pop(connection.slot, None)
-        self._end(connection, series, now_ns)
+        self._end(connection, series)
 
-    def _end(self, connection: Connection, series: Series, now_ns: int) -> None:
+    def _end(self, connection: Connection, series: Series) -> None:
         reason = connection.close_reason
         series.closed[reason.value if reason else ""] += 1
         if connection.handshake_s is None and connection.start is Start.OBSERVED and reason in _FAILURES:
             series.failed[connection.error_type or ""] += 1
         if reason is CloseReason.RESET:
             series.resets[connection.close_initiator or ""] += 1
-        if connection.rtt_smoothed_s is not None:
-            series.round_trips.add(_example(connection, connection.rtt_smoothed_s, now_ns))
 
     def drop(
         self, records: NDArray[np.void], workloads: NDArray[np.int64], of: Callable[[int], Workload], now_ns: int

@@ -1,5 +1,6 @@
 """The probe's rings as a source: batches from the running kernel, each at most one latency after its packets."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -9,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcpio_otel import names
-from tcpio_otel.batch import RECORD, Batch
+from tcpio_otel.batch import RECORD, Batch, Kind
 from tcpio_otel.capture.loaders import Loader
 from tcpio_otel.capture.probe import Probe
 from tcpio_otel.capture.ring import Rings
 from tcpio_otel.clock import Nanoseconds, UnixOffset, boot_ns
+from tcpio_otel.errors import EnvironmentFault
 from tcpio_otel.ledger import Ledger
+
+logger = logging.getLogger(__name__)
 
 
 class LiveSource:
@@ -41,12 +45,12 @@ class LiveSource:
     ) -> None:
         self._probe, self._ledger, self._latency_s, self._queue_bytes = probe, ledger, latency_s, queue_bytes
         self._idle_s, self._clock = idle_s, clock
-        self.older_told = probe.loader is Loader.LIBBPF
+        self.older_told = self._can_look = probe.loader is Loader.LIBBPF
         self._unix_offset = UnixOffset(boot=clock)
         self._queue: deque[Batch] = deque()
         self._queued_bytes = self._released = self._misses = 0
-        self._changed = threading.Condition()
-        self._finishing = self._finished = False
+        self._changed, self._attached = threading.Condition(), threading.Lock()
+        self._finishing = self._finished = self._to_look = False
         self._fault: BaseException | None = None
 
     def __enter__(self) -> Self:
@@ -75,6 +79,8 @@ class LiveSource:
         try:
             more = False
             while not self._finishing or more:
+                if self._to_look:
+                    self._look_again()
                 if not more:
                     self._rings.wait(self._latency_s)
                 more = self._drain(everything=False)
@@ -86,6 +92,18 @@ class LiveSource:
         with self._changed:
             self._finished = True
             self._changed.notify_all()
+
+    def _look_again(self) -> None:
+        try:
+            with self._attached:
+                found = self.look() if self._to_look else np.empty(0, RECORD)
+        except EnvironmentFault as fault:
+            logger.warning("of connections, round-trip times and totals are known at their end alone: %s", fault)
+            self._can_look = self._to_look = False
+            return
+        self._to_look = False
+        found["kind"] = Kind.LOOK
+        self._rings.hold(found)
 
     def _drain(self, *, everything: bool) -> bool:
         """Move what is in the rings to the queue; true when more is waiting."""
@@ -142,7 +160,9 @@ class LiveSource:
     def finish(self) -> Iterator[Batch]:
         """Detach the probe, then yield what it had recorded until then."""
         self._misses = self._probe.recursion_misses()
-        self._probe.detach()
+        with self._attached:
+            self._can_look = self._to_look = False
+            self._probe.detach()
         with self._changed:
             self._finishing = True
             self._changed.notify_all()
@@ -156,7 +176,11 @@ class LiveSource:
         Raises:
             EnvironmentFault: it cannot be told without privileges.
         """
-        return np.frombuffer(self._probe.look(), RECORD)
+        return np.frombuffer(self._probe.look(), RECORD).copy()
+
+    def look_again(self) -> None:
+        """Have records of all connected sockets come soon, as of then, of kind LOOK; where that can be told."""
+        self._to_look = self._can_look
 
     def snapshot(self) -> NDArray[np.void]:
         """Every connected socket as of now (dtype RECORD); to be called once, before `finish`."""

@@ -88,6 +88,9 @@ class PcapSource:
         """No socket: a file knows of none."""
         return np.empty(0, RECORD)
 
+    def look_again(self) -> None:
+        """Nothing, likewise."""
+
     def snapshot(self) -> None:
         """Nothing, likewise."""
 

@@ -98,6 +98,10 @@ class Merger:
         self._released_ns = 0
         self.late = 0
 
+    def hold(self, records: NDArray[np.void]) -> None:
+        """Have records come out in their place in time; none is older than the last that did."""
+        self._held = np.concatenate([self._held.view(RAW), records.view(RAW)]).view(RECORD)
+
     @property
     def held_packets(self) -> int:
         """Packet records that wait for younger ones."""
@@ -149,6 +153,10 @@ class Rings:
     def wait(self, timeout_s: float) -> None:
         """Until a ring has filled to its mark, or the time is over."""
         self._poll.poll(timeout_s)
+
+    def hold(self, records: NDArray[np.void]) -> None:
+        """Have records come out in their place in time; to be called between two drains."""
+        self._merger.hold(records)
 
     def drain(self, *, everything: bool = False) -> tuple[NDArray[np.void], bool]:
         """Records in time order (dtype RECORD), and whether more are waiting already.

@@ -9,7 +9,7 @@ import itertools
 import struct
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -148,11 +148,13 @@ class ConnectionTable:
         self._progress = np.zeros(2 * slots, np.int64)  # how far it came since the first segment
         self._flagged = np.zeros(2 * slots, np.int64)  # how much of that SYN and FIN took
         self._told = np.zeros(slots, np.int64)  # packets, when somebody last asked for what is active
+        self._looked = np.zeros(slots, np.bool_)  # since then, at its socket
+        self._segments = np.zeros(slots, np.int64)  # of its socket, when it was looked at last
 
     def _grow(self) -> None:
         self._deadlines = np.concatenate([self._deadlines, np.full_like(self._deadlines, _NEVER)])
         for name in ("flows", "_last_seen", "_attentive", "_waiting", "_owed", "_holds", "_packets", "_payload",
-                     "_high", "_progress", "_flagged", "_told"):  # fmt: skip
+                     "_high", "_progress", "_flagged", "_told", "_looked", "_segments"):  # fmt: skip
             column = getattr(self, name)
             setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
 
@@ -210,14 +212,18 @@ class ConnectionTable:
         return summaries
 
     def active(self, now_ns: int) -> Iterator[Connection]:
-        """Open connections of which a packet was seen since the last call, as they are now; `now_ns` is their end."""
-        packets = self._packets[0::2] + self._packets[1::2]
-        changed = np.flatnonzero(packets != self._told)
-        self._told = packets
+        """Open connections that were not silent since the last call, as they are now; `now_ns` is their end.
+
+        They have round-trip times if their sockets were looked at since.
+        """
+        packets, looked = self._packets[0::2] + self._packets[1::2], self._looked
+        changed = np.flatnonzero((packets != self._told) | looked)
+        self._told, self._looked = packets, np.zeros_like(looked)
         for slot in changed[changed < len(self._entries)].tolist():
             entry = self._entries[slot]
             if entry and not entry.reported and entry.life and entry.identity:
-                yield self._event(slot, entry, entry.life, entry.identity, None, now_ns)
+                now = self._event(slot, entry, entry.life, entry.identity, None, now_ns)
+                yield now if looked[slot] else replace(now, rtt_smoothed_s=None, rtt_min_s=None)
 
     def ends(self, slot: int) -> Ends | None:
         """Which connection a slot holds; None when it has left."""
@@ -291,6 +297,8 @@ class ConnectionTable:
             keys = keys_of(records)
             slots = self._index.find(keys)
             self._admit(batch, records, keys, slots)
+            if not batch.is_packet.all():
+                self._pass_by_quiet(records, slots)
             self._counting = _Counting(records, slots)
             self._walk(batch, records, keys, slots)
             self._count_to(len(records))
@@ -338,10 +346,20 @@ class ConnectionTable:
                 born[tuple(key)] = slot
             slots[row] = slot
 
+    def _pass_by_quiet(self, records: Records, slots: Slots) -> None:
+        """Of sockets that were looked at again, leave out those to which nothing has come since the last time."""
+        looked = np.flatnonzero((records["kind"] == Kind.LOOK) & (slots >= 0))
+        if len(looked):
+            told = records[looked]
+            quiet = told["segments_in"].astype(np.int64) + told["segments_out"] == self._segments[slots[looked]]
+            slots[looked[quiet]] = -1
+
     def _birth(self, batch: Batch, record: Any, key: tuple[int, ...]) -> int | None:
         """A slot for the first record of a key; None when the record tells of no connection at all."""
         kind, flags, marks = int(record["kind"]), int(record["flags"]), int(record["marks"])
-        if kind in (Kind.RESET, Kind.CGROUP) or (kind == Kind.SOCKET and not self._tells_of_unseen(record, key)):
+        if kind in (Kind.RESET, Kind.CGROUP, Kind.LOOK) or (
+            kind == Kind.SOCKET and not self._tells_of_unseen(record, key)
+        ):
             return None
         if kind == Kind.PACKET and marks & _LISTENER and flags & _SYN and flags & _ACK:
             joined = self._embryonic.get((int(record["netns"]), (int(record["ack"]) - 1) % _MODULUS))
@@ -400,7 +418,8 @@ class ConnectionTable:
         self._waiting[slot] = self._owed[slot] = life is not None
         for column in (self._packets, self._payload, self._high, self._progress, self._flagged):
             column[2 * slot : 2 * slot + 2] = 0
-        self._told[slot] = 0
+        self._told[slot] = self._segments[slot] = 0
+        self._looked[slot] = False
         if life is None:
             self._identify_stray(slot, record)
             self._schedule(slot, int(record["time_ns"]) + self._linger_ns)
@@ -630,6 +649,8 @@ class ConnectionTable:
             life.peer_fin_end is not None and life.peer_fin_end == fact.rcv_nxt
         )
         fin |= fact.kind == Kind.SOCKET and fact.fin_received != 0
+        self._looked[slot] |= fact.kind == Kind.LOOK
+        self._segments[slot] = fact.segments_in + fact.segments_out
         received = fact.bytes_received
         first = entry.totals is None
         entry.totals = Totals(

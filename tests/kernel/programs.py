@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable
 
+TCPI_RTT = 68  # where it is in struct tcp_info (include/uapi/linux/tcp.h)
+
 
 def exchange(family: str, count: str, request: str, response: str) -> dict[str, int]:
     """So many connections, one after the other: a request, a response, closed by the server."""
@@ -109,6 +111,32 @@ def hold() -> dict[str, int]:
     return {"received": received}
 
 
+def pour(count: str, size: str) -> dict[str, int]:
+    """So many connections stay open; for each line of input each carries `size` bytes to its client.
+
+    Prints the server's port, then, after each line, how much all have carried by then, and the sum of the round-trip
+    times of the servers' sockets, in microseconds.
+    """
+    server = socket.create_server(("127.0.0.1", 0))
+    pairs = [(socket.create_connection(server.getsockname()), server.accept()[0]) for _ in range(int(count))]
+    print(server.getsockname()[1], flush=True)
+    moved = 0
+    for _ in sys.stdin:
+        for client, accepted in pairs:
+            sender = threading.Thread(target=accepted.sendall, args=(bytes(int(size)),))
+            sender.start()
+            _read(client, int(size))
+            sender.join()
+            moved += int(size)
+        time.sleep(0.2)  # until the last acknowledgement has come
+        round_trips = sum(
+            struct.unpack_from("=I", accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), TCPI_RTT)[0]
+            for _, accepted in pairs
+        )
+        print(json.dumps([moved, round_trips]), flush=True)
+    return {"moved": moved}
+
+
 def dial(address: str, port: str) -> dict[str, int]:
     """Connect to an address, say hello, and wait to be killed."""
     with socket.create_connection((address, int(port))) as client:
@@ -186,7 +214,8 @@ def chat(seconds: str) -> dict[str, int]:
 
 
 PROGRAMS: dict[str, Callable[..., dict[str, int]]] = {
-    program.__name__: program for program in (exchange, refused, reset, half_close, mapped, hold, dial, hold_many, chat)
+    program.__name__: program
+    for program in (exchange, refused, reset, half_close, mapped, hold, pour, dial, hold_many, chat)
 }
 
 if __name__ == "__main__":

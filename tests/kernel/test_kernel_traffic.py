@@ -2,11 +2,16 @@
 
 import json
 import signal
+import subprocess
+import sys
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.kernel.harness import Namespace, agent, plain, spans
+import pytest
+
+from tests.kernel.harness import TRAFFIC, Namespace, agent, plain, spans, wait_for
 
 Points = dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]
 """By metric, the last value of each series: its attributes, with those of its Resource, and the data point."""
@@ -15,7 +20,7 @@ Points = dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]
 def last_points(directory: Path) -> Points:
     """What the last export of each series said."""
     found: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {}
-    for line in (directory / "metrics.jsonl").read_text().splitlines():
+    for line in (directory / "metrics.jsonl").read_text().rpartition("\n")[0].splitlines():
         for resource in json.loads(line)["resourceMetrics"]:
             whose = plain(resource["resource"]["attributes"])
             for metric in resource["scopeMetrics"][0]["metrics"]:
@@ -105,3 +110,59 @@ def test_series_are_exact_when_packets_are_lost(namespace: Namespace, tmp_path: 
     assert total(points, "tcp.connections.closed") == 2 * sum(counted["connections"] for counted in runs)
     at_servers = {"tcp__connection__role": "server", "network__io__direction": "transmit"}
     assert total(points, "tcp.io", **at_servers, server__port=runs[0]["port"]) == runs[0]["client_received"]
+
+
+def test_open_connections_are_told_exactly_too(namespace: Namespace, tmp_path: Path) -> None:
+    """While they go on, and packets are lost: the kernel's totals, and round-trip times, once for each export."""
+    settings = {**only(namespace), "TCPIO_CAPTURE_RING_MEMORY": "1MiB", "TCPIO_METRICS_INTERVAL": "1s"}
+    program = ["ip", "netns", "exec", namespace.name, sys.executable, str(TRAFFIC), "pour", "3", "50000000"]
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    with ExitStack() as stack:
+        watcher = stack.enter_context(agent(tmp_path, "run", "--otlp-file", "out", **settings))
+        pouring = stack.enter_context(
+            subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        )
+        assert pouring.stdin
+        assert pouring.stdout
+        port = int(pouring.stdout.readline())
+
+        def moved(points: Points) -> tuple[int, int]:
+            ends = (("client", "receive"), ("server", "transmit"))
+            return tuple(
+                total(points, "tcp.io", server__port=port, tcp__connection__role=role, network__io__direction=direction)
+                for role, direction in ends
+            )
+
+        def round_trips() -> tuple[int, float]:
+            found = [
+                (int(point["count"]), point["sum"])
+                for attributes, point in last_points(tmp_path / "out").get("tcp.rtt.smoothed", [])
+                if attributes["server.port"] == port and attributes["tcp.connection.role"] == "server"
+            ]
+            return found[0] if found else (0, 0.0)
+
+        def exports() -> int:
+            return metrics.read_text().count("\n") if metrics.exists() else 0
+
+        def wait_for_exports(count: int) -> None:
+            until = exports() + count
+            wait_for(lambda: exports() >= until, "exports")
+
+        wait_for_exports(4)
+        for _ in range(2):
+            known, known_s = round_trips()
+            watcher.process.send_signal(signal.SIGSTOP)
+            pouring.stdin.write("\n")
+            counted, rtt_us = json.loads(pouring.stdout.readline())
+            watcher.process.send_signal(signal.SIGCONT)
+            wait_for(lambda n=counted: moved(last_points(tmp_path / "out")) == (n, n), "what the programs counted")
+            wait_for_exports(4)  # silent connections are not told of again
+            now, now_s = round_trips()
+            assert now == known + 3
+            assert now_s - known_s == pytest.approx(rtt_us / 1e6, abs=3e-6)
+        assert not total(last_points(tmp_path / "out"), "tcp.connections.closed", server__port=port)
+        pouring.stdin.close()
+        pouring.wait()
+        assert watcher.stop() == 0
+    assert watcher.ledger()["dropped"] > 0
+    assert moved(last_points(tmp_path / "out")) == (counted, counted)
