@@ -97,24 +97,32 @@ def faults() -> Iterator[str]:
         yield f"| `{name}` | {meaning} |"
 
 
-def measurements() -> dict[str, tuple[dict[str, str], dict[str, str]]]:
-    """By measurement, its tags and its fields, as they stand in a line; and of each what it means, or is a copy of."""
+Told = dict[str, tuple[str, str]]
+"""Of tags or fields by name: the type, and what they mean or are copies of."""
 
-    def copies(found: list[str]) -> dict[str, str]:
-        return {lines.key(name): f"`{name}`" for name in found}
 
-    def own(found: lines.Fields) -> dict[str, str]:
-        return {name: meaning for name, (meaning, _) in found.items()}
+def measurements() -> dict[str, tuple[Told, Told]]:
+    """By measurement, its tags and its fields, as they stand in a line."""
+
+    def copies(found: list[str], kind: str = names.STRING) -> Told:
+        return {lines.key(name): (kind, f"`{name}`") for name in found}
+
+    def own(found: lines.Fields) -> Told:
+        return {name: (each.kind, each.meaning) for name, each in found.items()}
 
     def on(place: On) -> list[str]:
         peers = [names.PEER_PREFIX + each.name for each in ATTRIBUTES.values() if each.of_peer]
         found = [each.name for each in ATTRIBUTES.values() if place in each.on]
         return [name for name in found if name not in unsaid] + peers
 
-    def split(place: On, tags: frozenset[str]) -> tuple[dict[str, str], dict[str, str]]:
+    def split(place: On, tags: frozenset[str]) -> tuple[Told, Told]:
         wanted = tags | lines.PEER_TAGS
         found = on(place)
-        return copies([name for name in found if name in wanted]), copies([n for n in found if n not in wanted])
+        fields: Told = {}
+        for name in (name for name in found if name not in wanted):
+            known = ATTRIBUTES.get(name)
+            fields |= copies([name], known.kind if known else names.STRING)
+        return copies([name for name in found if name in wanted]), fields
 
     unsaid = (names.NETWORK_TRANSPORT, names.CONTEXTS, names.INTERLEAVED)
     whose = copies([name for name in lines.WORKLOAD_TAGS if name != names.EXECUTABLE_NAME])
@@ -127,20 +135,25 @@ def measurements() -> dict[str, tuple[dict[str, str], dict[str, str]]]:
          names.PEER_PREFIX + names.POD_NAME, names.PEER_PREFIX + names.NODE]
     )  # fmt: skip
     exported = {
-        name.replace("*", kind): f"lines of {kind}" for kind in lines.KINDS.values() for name in lines.EXPORT_FIELDS
+        name.replace("*", kind): (names.INT, f"lines of {kind}")
+        for kind in lines.KINDS.values()
+        for name in lines.EXPORT_FIELDS
     }
-    wrong = {lines.key(name): meaning for name, meaning in names.FAULTS.items()}
+    wrong = {lines.key(name): (names.INT, meaning) for name, meaning in names.FAULTS.items()}
+    packets = {"packets": (names.INT, "received and dropped")}
+    kinds = "`rst`, `syn_ack`, `syn`, `fin`, `payload`, `ack`, `other`: the first that fits"
+    outcome = {"outcome": (names.STRING, "`filtered`, `dropped`"), "reason": (names.STRING, "why")}
     return {
         lines.PACKET: (
-            {**whose, **packet_tags, "segment": "`rst`, `syn_ack`, `syn`, `fin`, `payload`, `ack`, `other`: what fits"},
+            {**whose, **packet_tags, "segment": (names.STRING, kinds)},
             packet_fields,
         ),
         lines.CONNECTION: ({**whose, **connection_tags, **copies([names.ROLE])},
                            {**connection_fields, **own(lines.CONNECTION_FIELDS)}),
         lines.PEER: ({**whose, **program, **peers, **one_of_a_kind}, own(lines.PEER_FIELDS)),
-        lines.DROP: ({**whose, **program, **copies([names.DROP_REASON])}, {"packets": "received and dropped"}),
+        lines.DROP: ({**whose, **program, **copies([names.DROP_REASON])}, packets),
         lines.AGENT: ({}, {**own(lines.AGENT_FIELDS), **exported, **wrong}),
-        lines.AGENT_PACKETS: ({"outcome": "`filtered`, `dropped`", "reason": "why"}, {"packets": "not exported"}),
+        lines.AGENT_PACKETS: (outcome, {"packets": (names.INT, "not exported")}),
     }  # fmt: skip
 
 
@@ -148,9 +161,10 @@ def line_protocol() -> Iterator[str]:
     """The table of tags and fields: those with the same meaning in several measurements share a row."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for measurement, (tags, fields) in measurements().items():
-        for kind, found in (("tag", tags), ("field", fields)):
-            for name, meaning in found.items():
-                rows.setdefault((name, kind, meaning), []).append(f"`{measurement}`")
+        for name, (_, meaning) in tags.items():
+            rows.setdefault((name, "tag", meaning), []).append(f"`{measurement}`")
+        for name, (kind, meaning) in fields.items():
+            rows.setdefault((name, f"field, {kind}", meaning), []).append(f"`{measurement}`")
     yield "| name | | of | meaning |"
     yield "| --- | --- | --- | --- |"
     for (name, kind, meaning), of in rows.items():

@@ -214,7 +214,7 @@ OVERFLOW = attribute(
     "otel.metric.overflow",
     BOOLEAN,
     [On.POINT],
-    "true of the one series for all beyond `metrics.series_limit`",
+    "true of the one series for all beyond `metrics.series_limit`, as the specification of metrics has it",
 )
 CONTEXT_SOURCE = attribute(
     "tcp.context.source", STRING, [On.LINK, On.REQUEST], "`tag`, `traceparent`, `b3`, `published`"

@@ -46,7 +46,7 @@ class Emitted:
     """Metrics, and what their points say."""
     faults: set[str] = field(default_factory=set)
     lines: set[tuple[str, str, str]] = field(default_factory=set)
-    """Measurements, `tag` or `field`, and names."""
+    """Measurements; `tag`, a field's type, or `field` for one of whatever type; and names."""
 
     def add(self, other: "Emitted") -> None:
         """Take in what another has seen."""
@@ -113,19 +113,28 @@ def _requests(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-_ELEMENT = re.compile(r"(?:\\.|[^ ,=\\])+(?==)|\"(?:\\.|[^\"\\])*\"")
+_QUOTED = r"(?=(?:[^\"]|\"(?:\\\\.|[^\"\\\\])*\")*$)"
+"""Not inside of a text."""
+_FIELD_TYPES = {
+    r"-?\d+i": names.INT, r"\".*\"": names.STRING, r"true|false": names.BOOLEAN, r"-?[\d.]+(?:e-?\d+)?": names.DOUBLE,
+}  # fmt: skip
 
 
 def in_lines(text: str) -> Emitted:
     """What is in lines of line protocol, by a reading of its own."""
     found = Emitted()
     for line in text.splitlines():
-        head, fields, _ = re.split(r"(?<!\\) (?=(?:[^\"]|\"(?:\\.|[^\"\\])*\")*$)", line)
-        measurement = re.split(r"(?<!\\),", head)[0]
-        for kind, part in (("tag", head.partition(",")[2]), ("field", fields)):
-            keys = [each for each in _ELEMENT.findall(part) if not each.startswith('"')]
-            found.lines |= {(measurement, kind, re.sub(r"\\(.)", r"\1", each)) for each in keys}
+        head, fields, _ = re.split(rf"(?<!\\) {_QUOTED}", line)
+        measurement, *tags = re.split(r"(?<!\\),", head)
+        found.lines |= {(measurement, "tag", _plain(tag.partition("=")[0])) for tag in tags}
+        for key, _, value in (each.partition("=") for each in re.split(rf"(?<!\\),{_QUOTED}", fields)):
+            kind = next(kind for form, kind in _FIELD_TYPES.items() if re.fullmatch(form, value, re.S))
+            found.lines.add((measurement, kind, _plain(key)))
     return found
+
+
+def _plain(key: str) -> str:
+    return re.sub(r"\\(.)", r"\1", key)
 
 
 def _declared(name: str, wanted: Iterable[str]) -> str | None:
@@ -156,10 +165,11 @@ def undeclared(found: Emitted) -> list[str]:
     declared = {(each.name, each.unit, each.kind) for each in INSTRUMENTS.values()}
     faults += [f"{kind.value} {name} in {unit}" for name, unit, kind in found.instruments - declared]
     faults += [f"{name} by {by}" for name, by in found.by if name in INSTRUMENTS and not _tells(name, by)]
-    for measurement, kind, name in found.lines:
-        wanted = _lines().get((measurement, kind), set())
-        if not _declared(name, wanted):
-            faults.append(f"{kind} {name} of {measurement}")
+    wanted = _lines()
+    faults += [
+        f"{kind} {name} of {measurement}" for measurement, kind, name in found.lines
+        if (told := _line_entry(wanted, measurement, kind, name)) is None or kind not in (told[0], "field")
+    ]  # fmt: skip
     return sorted(faults)
 
 
@@ -172,12 +182,22 @@ def _tells(metric: str, name: str) -> bool:
     return name in INSTRUMENTS[metric].by or of_series
 
 
-def _lines() -> dict[tuple[str, str], set[str]]:
-    tables = generator("generate_attributes").measurements()
-    found: dict[tuple[str, str], set[str]] = {}
-    for measurement, (tags, fields) in tables.items():
-        found[measurement, "tag"], found[measurement, "field"] = set(tags), set(fields)
+def _lines() -> dict[tuple[str, bool], dict[str, str]]:
+    """What is declared: by measurement, and whether it is a tag, the names, each with `tag` or a field's type."""
+    found = {}
+    for measurement, (tags, fields) in generator("generate_attributes").measurements().items():
+        found[measurement, True] = dict.fromkeys(tags, "tag")
+        found[measurement, False] = {name: kind for name, (kind, _) in fields.items()}
     return found
+
+
+def _line_entry(
+    wanted: dict[tuple[str, bool], dict[str, str]], measurement: str, kind: str, name: str
+) -> tuple[str, str] | None:
+    """How a tag or field is declared: `tag` or its type, and its name as it stands there."""
+    names_of = wanted.get((measurement, kind == "tag"), {})
+    key = _declared(name, names_of)
+    return (names_of[key], key) if key else None
 
 
 def unseen(found: Emitted) -> list[str]:
@@ -194,12 +214,14 @@ def unseen(found: Emitted) -> list[str]:
     missing += sorted(set(names.RECORDS) - found.records) + sorted(set(names.SPAN_EVENTS) - found.span_events)
     missing += sorted(set(INSTRUMENTS) - {name for name, _, _ in found.instruments})
     missing += [f"fault {each}" for each in names.FAULTS if not any(fnmatchcase(name, each) for name in found.faults)]
+    wanted = _lines()
     told = {
-        (measurement, kind, _declared(name, _lines()[measurement, kind])) for measurement, kind, name in found.lines
-    }
+        (measurement, kind == "tag", entry[1]) for measurement, kind, name in found.lines
+        if (entry := _line_entry(wanted, measurement, kind, name))
+    }  # fmt: skip
     missing += [
-        f"{kind} {name} of {measurement}" for (measurement, kind), wanted in _lines().items() for name in wanted
-        if (measurement, kind, name) not in told
+        f"{'tag' if is_tag else 'field'} {name} of {measurement}" for (measurement, is_tag), declared in wanted.items()
+        for name in declared if (measurement, is_tag, name) not in told
     ]  # fmt: skip
     return sorted(missing)
 

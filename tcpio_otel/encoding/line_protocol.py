@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,17 @@ PACKET, CONNECTION, PEER, DROP, AGENT, AGENT_PACKETS = (
 
 Value = str | int | float | bool
 Attributes = Iterable[tuple[str, Value]]
-Fields = Mapping[str, tuple[str, Callable[[Any], Value]]]
-"""Fields that are no attributes: what each means, and where it comes from."""
+
+
+class Field(NamedTuple):
+    """A field that is no attribute: its type, what it means, and where it comes from."""
+
+    kind: str
+    meaning: str
+    value: Callable[[Any], Value]
+
+
+Fields = Mapping[str, Field]
 
 WORKLOAD = "\0"
 """Where in a line the workload's tags will stand: who it is may become known while the line waits."""
@@ -99,7 +108,7 @@ def fields(found: Attributes) -> str:
 
 def taken(wanted: Fields, source: object) -> dict[str, Value]:
     """The values of fields that are no attributes."""
-    return {name: value(source) for name, (_, value) in wanted.items()}
+    return {name: each.value(source) for name, each in wanted.items()}
 
 
 def line(measurement: str, all_tags: str, all_fields: str, time_ns: int) -> bytes:
@@ -119,34 +128,42 @@ CONNECTION_TAGS = frozenset(
     (names.EXECUTABLE_NAME, names.CLOSE_REASON, names.CLOSE_INITIATOR, names.ERROR_TYPE, names.ROLE)
 )
 CONNECTION_FIELDS: Fields = {
-    "start_ns": ("its start, in Unix time", attrgetter("start_ns")),
-    "duration": ("from its start to its end, in seconds", lambda found: (found.end_ns - found.start_ns) / 1e9),
-    "trace_id": ("its own, 32 hex digits", lambda found: found.trace_id.hex()),
-    "span_id": ("its own, 16 hex digits", lambda found: found.span_id.hex()),
+    "start_ns": Field(names.INT, "its start, in Unix time", attrgetter("start_ns")),
+    "duration": Field(
+        names.DOUBLE, "from its start to its end, in seconds", lambda found: (found.end_ns - found.start_ns) / 1e9
+    ),
+    "trace_id": Field(names.STRING, "its own, 32 hex digits", lambda found: found.trace_id.hex()),
+    "span_id": Field(names.STRING, "its own, 16 hex digits", lambda found: found.span_id.hex()),
 }
 PEER_FIELDS: Fields = {
-    "bytes_sent": ("payload, without retransmits", attrgetter("counts.bytes_sent")),
-    "bytes_received": ("payload, without retransmits", attrgetter("counts.bytes_received")),
-    "packets_sent": ("segments", attrgetter("counts.packets_sent")),
-    "packets_received": ("segments", attrgetter("counts.packets_received")),
-    "retransmits": ("segments sent again", attrgetter("counts.retransmits")),
-    "connections_opened": ("that were established", attrgetter("opened")),
-    "connections_closed": ("that ended", lambda series: series.closed.total()),
-    "connections_failed": ("that were not established", lambda series: series.failed.total()),
-    "resets": ("connections that a RST ended", lambda series: series.resets.total()),
-    "handshake_duration_count": ("handshakes seen", attrgetter("handshakes.count")),
-    "handshake_duration_sum": ("what they took, in seconds", lambda series: float(series.handshakes.sum)),
-    "rtt_smoothed_count": ("ends of connections whose round-trip time is known", attrgetter("round_trips.count")),
-    "rtt_smoothed_sum": ("the sum of these, in seconds", lambda series: float(series.round_trips.sum)),
+    "bytes_sent": Field(names.INT, "payload, without retransmits", attrgetter("counts.bytes_sent")),
+    "bytes_received": Field(names.INT, "payload, without retransmits", attrgetter("counts.bytes_received")),
+    "packets_sent": Field(names.INT, "segments", attrgetter("counts.packets_sent")),
+    "packets_received": Field(names.INT, "segments", attrgetter("counts.packets_received")),
+    "retransmits": Field(names.INT, "segments sent again", attrgetter("counts.retransmits")),
+    "connections_opened": Field(names.INT, "that were established", attrgetter("opened")),
+    "connections_closed": Field(names.INT, "that ended", lambda series: series.closed.total()),
+    "connections_failed": Field(names.INT, "that were not established", lambda series: series.failed.total()),
+    "resets": Field(names.INT, "connections that a RST ended", lambda series: series.resets.total()),
+    "handshake_duration_count": Field(names.INT, "handshakes seen", attrgetter("handshakes.count")),
+    "handshake_duration_sum": Field(
+        names.DOUBLE, "what they took, in seconds", lambda series: float(series.handshakes.sum)
+    ),
+    "rtt_smoothed_count": Field(
+        names.INT, "ends of connections whose round-trip time is known", attrgetter("round_trips.count")
+    ),
+    "rtt_smoothed_sum": Field(
+        names.DOUBLE, "the sum of these, in seconds", lambda series: float(series.round_trips.sum)
+    ),
 }
 AGENT_FIELDS: Fields = {
-    "packets_seen": ("that the source saw", attrgetter("balance.seen")),
-    "packets_exported": ("that were written", attrgetter("balance.exported")),
-    "packets_filtered": ("that nobody asked for", lambda seen: sum(seen.balance.filtered.values())),
-    "packets_sampled": ("that a sample left out", attrgetter("balance.sampled")),
-    "packets_dropped": ("that were lost", lambda seen: sum(seen.balance.dropped.values())),
-    "packets_in_flight": ("under way", attrgetter("balance.in_flight")),
-    "connections_open": ("whose line is still owed", attrgetter("open_connections")),
+    "packets_seen": Field(names.INT, "that the source saw", attrgetter("balance.seen")),
+    "packets_exported": Field(names.INT, "that were written", attrgetter("balance.exported")),
+    "packets_filtered": Field(names.INT, "that nobody asked for", lambda seen: sum(seen.balance.filtered.values())),
+    "packets_sampled": Field(names.INT, "that a sample left out", attrgetter("balance.sampled")),
+    "packets_dropped": Field(names.INT, "that were lost", lambda seen: sum(seen.balance.dropped.values())),
+    "packets_in_flight": Field(names.INT, "under way", attrgetter("balance.in_flight")),
+    "connections_open": Field(names.INT, "whose line is still owed", attrgetter("open_connections")),
 }
 
 

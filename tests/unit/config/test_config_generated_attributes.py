@@ -117,19 +117,27 @@ def test_what_is_not_declared_is_found() -> None:
         instruments={("tcp.io", "bit", names.Kind.SUM), ("tcp.oi", "By", names.Kind.SUM)},
         by={("tcp.io", names.ROLE), ("tcp.io", names.FAULT)},
         faults={"skipped not IP", "tired"},
-        lines={("tcp_peer", "field", "seq"), ("tcp_packet", "field", "seq"), ("tcpio", "field", "skipped not IP")},
+        lines={
+            ("tcp_peer", "int", "seq"),
+            ("tcp_packet", "int", "seq"),
+            ("tcp_packet", "string", "ack"),
+            ("tcpio", "field", "skipped not IP"),
+            ("tcp_peer", "tag", "pod"),
+        },
     )
     assert undeclared(found) == [
         "fault tired",
-        "field seq of tcp_peer",
+        "int seq of tcp_peer",
         "int tcp.sek on PACKET",
         "int tcp.seq on SPAN",
         "record tcp.paket",
         "span event tcp.sin",
+        "string ack of tcp_packet",
         "string tcp.peer.host.name on SPAN",
         "string tcp.seq on PACKET",
         "sum tcp.io in bit",
         "sum tcp.oi in By",
+        "tag pod of tcp_peer",
         "tcp.io by tcpio.fault",
     ]
     assert "tcp.seq on EVENT" in unseen(found)
