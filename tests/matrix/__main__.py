@@ -14,6 +14,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.matrix.environment import MOUNTED, make, mounting
+from tests.matrix.environment import CHECKOUT, MOUNTED, make, mounting
 from tests.matrix.images import RELEASES, Image, UnavailableError, image
-from tests.matrix.results import KEPT, Result, keep
+from tests.matrix.results import KEPT, Result, commit, keep
 
 BOOT_LIMIT_S = 1800
 AT_ONCE = 2
@@ -128,10 +129,34 @@ def read(release: str, report: Path) -> list[Result]:
     ]  # fmt: skip
 
 
+def guests(versions: list[str], tests: list[str], out: Path, scratch: Path, console: Console) -> Iterator[Boot]:
+    """Boot kernels, some at once, and run tests in them."""
+    kernels = []
+    for version in versions:
+        try:
+            kernels.append(image(version))
+        except UnavailableError as reason:
+            console.print(f"{version}: skipped: {reason}", markup=False)
+    make(scratch / "environment", scratch)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield from pool.map(lambda kernel: run(kernel, scratch / "environment", out / kernel.version, tests), kernels)
+
+
+def host(tests: list[str], out: Path) -> Boot:
+    """Run tests on this host's own kernel, and read their report."""
+    out.mkdir(parents=True, exist_ok=True)
+    report, started = out / "report.xml", time.monotonic()
+    with (out / "console").open("w") as console:
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", f"--junitxml={report}", *tests]
+        subprocess.run(command, cwd=CHECKOUT, stdout=console, stderr=console, check=False)
+    return Boot(read(os.uname().release, report), (time.monotonic() - started) / 60, _last_words(out))
+
+
 def main() -> int:
     """Run the matrix; returns the exit code."""
     parser = argparse.ArgumentParser(description="Run the conformance suite under other kernels.")
     parser.add_argument("versions", nargs="*", metavar="VERSION", help=f"of {', '.join(RELEASES)} (default: all)")
+    parser.add_argument("--host", action="store_true", help="boot nothing: run on this host's own kernel, as root")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave consoles and reports there")
     parser.add_argument("--tests", nargs="+", default=TESTS, metavar="FILE", help=f"default: {' '.join(TESTS)}")
     parser.add_argument(
@@ -140,33 +165,25 @@ def main() -> int:
     parser.add_argument(
         "--record", action="store_true", help=f"keep what came of it in {KEPT.name}; of whole runs alone"
     )
-    parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="FILE",
-        help="boot nothing: read pytest's report of this host's kernel",
-    )
     given = parser.parse_args()
     if given.record and (given.tests is not TESTS or given.select != SELECT):
         parser.error("--record is for whole runs, without --tests and -k")
-    if given.report:
-        return of_this_host(given.report, record=given.record)
-    console, good = Console(), True
-    table, whole = _table(), []
-    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(AT_ONCE) as pool:
+    if given.host and given.versions:
+        parser.error("--host is this host's own kernel, whatever its version")
+    console, good, whole = Console(), True, []
+    of = commit() if given.record else ""
+    table = Table(
+        "kernel", "loader", "hooks", "scenarios passed", "segments", "not shown", "differences", box=box.SIMPLE
+    )
+    with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
-        kernels = []
-        for version in given.versions or RELEASES:
-            try:
-                kernels.append(image(version))
-            except UnavailableError as reason:
-                console.print(f"{version}: skipped: {reason}", markup=False)
-        make(scratch / "environment", scratch)
-        tests = [*given.tests, "-k", f"'{given.select}'"]
-        keep = (given.keep or scratch).resolve()
-        for boot in pool.map(
-            lambda kernel: run(kernel, scratch / "environment", keep / kernel.version, tests), kernels
-        ):
+        out = (given.keep or scratch).resolve()
+        if given.host:
+            boots = iter([host([*given.tests, "-k", given.select], out)])
+        else:
+            tests = [*given.tests, "-k", f"'{given.select}'"]  # for a shell
+            boots = guests(given.versions or list(RELEASES), tests, out, scratch, console)
+        for boot in boots:
             console.print(f"{boot.results[0].release}: {boot.minutes:.1f} minutes", markup=False)
             # Of the default tests each loader must have run some; others may know of one alone.
             ran = [result for result in boot.results if result.scenarios or result.skipped]
@@ -178,26 +195,8 @@ def main() -> int:
                     console.print(f"by {result.loader}: {', '.join(result.failed)}\n{boot.console}", markup=False)
     console.print(table)
     if given.record:
-        keep(whole, "matrix")
+        keep(whole, "host" if given.host else "matrix", of)
     return 0 if good else 1
-
-
-def _table() -> Table:
-    return Table(
-        "kernel", "loader", "hooks", "scenarios passed", "segments", "not shown", "differences", box=box.SIMPLE
-    )
-
-
-def of_this_host(report: Path, *, record: bool) -> int:
-    """Read what a run of `make test-kernel` came to; returns the exit code."""
-    table = _table()
-    results = [result for result in read(os.uname().release, report) if result.scenarios or result.skipped]
-    for result in results:
-        table.add_row(*result.row())
-    Console().print(table)
-    if record:
-        keep(results, "host")
-    return 0 if results and all(result.good for result in results) else 1
 
 
 if __name__ == "__main__":

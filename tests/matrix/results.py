@@ -1,6 +1,7 @@
 """What came of each kernel, kept as JSON: docs/compatibility.md has its table from there."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -36,23 +37,35 @@ class Result:
         return self.release, self.loader, self.hooks, passed + skipped, self.segments, self.unseen, self.differences
 
     @property
+    def version(self) -> str:
+        """The kernel's version as its makers number it, without what a build adds: 6.12.118, or 5.10.0-46."""
+        found = re.match(r"\d+\.\d+\.\d+(?:-\d+)?", self.release)
+        return found[0] if found else self.release
+
+    @property
     def kernel(self) -> str:
-        """The kernel's version, without what changes from one stock kernel to the next: 6.12."""
-        return ".".join(self.release.split("-")[0].split(".")[:2])
+        """Without what changes from one stock kernel to the next, too: 6.12."""
+        return ".".join(self.version.split(".")[:2])
 
 
-def keep(results: Iterable[Result], where: str, path: Path = KEPT) -> None:
+def keep(results: Iterable[Result], where: str, of: str, path: Path = KEPT) -> None:
     """Put results in the place of older ones of the same kernels and loaders.
 
     Args:
         results: of whole runs.
         where: it was run: `matrix` or `host`.
+        of: the commit that was run.
         path: of the JSON file.
     """
     kept = {(each["kernel"], each["loader"]): each for each in json.loads(path.read_text())} if path.exists() else {}
-    told = {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), "where": where}
+    told = {"date": datetime.now(UTC).date().isoformat(), "commit": of, "where": where}
     for result in results:
-        kept[result.kernel, result.loader] = {"kernel": result.kernel, **asdict(result), **told}
+        kept[result.kernel, result.loader] = {
+            "kernel": result.kernel,
+            **asdict(result),
+            "release": result.version,
+            **told,
+        }
     path.write_text(json.dumps([kept[key] for key in sorted(kept, key=_order)], indent=1) + "\n")
 
 

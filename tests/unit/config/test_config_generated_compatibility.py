@@ -9,7 +9,7 @@ import pytest
 from tests.generators import generator
 from tests.matrix.results import KEPT, Result, keep
 
-OLD = Result("6.12.117-amd64", "libbpf", "9", 250, (), 0, "1000", "0", "0")
+OLD = Result("6.12.117+deb13-amd64", "libbpf", "9", 250, (), 0, "1000", "0", "0")
 
 
 def test_generated_files_are_up_to_date() -> None:
@@ -31,15 +31,17 @@ def test_results_say_when_and_of_what() -> None:
 def test_a_newer_result_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
     """Of the same kernel and loader, whatever its last digits; others stay, in the order of versions."""
     path = tmp_path / "kept.json"
-    keep([OLD, Result("5.10.0-46-amd64", "libbpf", "7", 240)], "matrix", path)
+    keep([OLD, Result("5.10.0-46-amd64", "libbpf", "7", 240)], "matrix", "1234567", path)
     newer = Result("6.12.120-amd64", "libbpf", "11", 260, ("lost-fin",), 2, "1200", "0", "1")
-    keep([newer, Result("6.12.120-amd64", "bcc", "4", 251)], "host", path)
+    keep([newer, Result("6.12.120-amd64", "bcc", "4", 251)], "host", "89abcde", path)
     found = json.loads(path.read_text())
     assert [(each["kernel"], each["loader"], each["where"]) for each in found] == [
         ("5.10", "libbpf", "matrix"),
         ("6.12", "libbpf", "host"),
         ("6.12", "bcc", "host"),
     ]
-    assert (found[1]["release"], found[1]["failed"], found[1]["differences"]) == ("6.12.120-amd64", ["lost-fin"], "1")
+    assert [each["commit"] for each in found] == ["1234567", "89abcde", "89abcde"]
+    assert (found[1]["release"], found[1]["failed"], found[1]["differences"]) == ("6.12.120", ["lost-fin"], "1")
+    assert found[0]["release"] == "5.10.0-46"
     with pytest.raises(FileNotFoundError):
-        keep([newer], "host", tmp_path / "nowhere" / "kept.json")
+        keep([newer], "host", "89abcde", tmp_path / "nowhere" / "kept.json")
