@@ -97,10 +97,28 @@ _RUN_FLAGS = (
     ("--otlp-file", "file.directory", "DIR", "write OTLP/JSON files there (default: ./tcpio-data)"),
 )
 
+SORTS = ("out", "in", "bytes", "rtt", "retransmits", "retransmit-rate", "age", "state")
+"""What `top` sorts by: `board.Sort`, which takes long to import."""
+
+_SHORTEST_S, _LONGEST_S = 0.1, 3600.0
+
 
 def _line(text: object) -> str:
     """One line of text, whatever names of files and the like hold."""
     return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in str(text))
+
+
+def _interval(text: str) -> float:
+    """A time between two refreshes."""
+    from tcpio_otel.config_values import Seconds, parse
+
+    try:
+        seconds = float(parse(Seconds, text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {error}") from None
+    if not _SHORTEST_S <= seconds <= _LONGEST_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is out of range: give at least 100ms and at most 1h")
+    return seconds
 
 
 class _Parser(argparse.ArgumentParser):
@@ -120,14 +138,15 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
     run = commands.add_parser("run", help="export packets and connections until stopped")
     watch = commands.add_parser("watch", help="print the tcpio table, live, in time order")
+    top = commands.add_parser("top", help="show connections, live: rates, round-trip times, retransmits, how they end")
     check = commands.add_parser("check", help="say what this host, kernel and collector allow")
     config = commands.add_parser("config", help="validate the configuration and print it, or its schema")
     telegraf = commands.add_parser("telegraf", help="print lines for Telegraf's inputs.execd, or once for inputs.exec")
-    for command in (run, watch, check, config):
+    for command in (run, watch, top, check, config):
         command.add_argument("-c", "--config", type=Path, metavar="FILE", help="YAML configuration")
     # As Telegraf's own programs for inputs.execd are called (plugins/inputs/execd/shim).
     telegraf.add_argument("-c", "--config", "-config", type=Path, metavar="FILE", help="YAML configuration")
-    for command in (run, watch, check, config, telegraf):
+    for command in (run, watch, top, check, config, telegraf):
         for flag, key, metavar, text in _SOURCE_FLAGS:
             command.add_argument(flag, dest=key, metavar=metavar, help=text)
         for flag, key, metavar, text in _LIST_FLAGS:
@@ -139,6 +158,16 @@ def parser() -> argparse.ArgumentParser:
     watch.add_argument("--time", action="store_true", help="local time in front")
     watch.add_argument("--process", action="store_true", help="pid and process name behind")
     watch.add_argument("--seq", action="store_true", help="sequence number, acknowledgement and window behind")
+    top.add_argument(
+        "--interval", type=_interval, default="1s", metavar="TIME", help="time between two refreshes (default: 1s)"
+    )
+    top.add_argument(
+        "--once", action="store_true",
+        help="print one plain table after --duration (default: the interval), as is done without a terminal",
+    )  # fmt: skip
+    top.add_argument("--sort", choices=SORTS, default=SORTS[0], metavar="NAME", help=f"{', '.join(SORTS)}")
+    top.add_argument("--workloads", action="store_true", help="a row for each workload, not for each connection")
+    top.add_argument("--filter", default="", metavar="TEXT", help="only what holds this: process, address, peer")
     telegraf.add_argument("--once", action="store_true", help="capture for --duration (default: 2s), print, and exit")
     telegraf.add_argument(
         "--packets", dest="telegraf.packets", action="store_const", const="true", help="a line for each packet, too"
@@ -214,6 +243,15 @@ def _watch(config: Config, given: argparse.Namespace) -> int:
     return watch(config, json=given.json, time_of_day=given.time, process=given.process, seq=given.seq)
 
 
+def _top(config: Config, given: argparse.Namespace) -> int:
+    from tcpio_otel.top import top
+
+    return top(
+        config, interval_s=given.interval, once=given.once, sort=given.sort, by_workload=given.workloads,
+        text=given.filter,
+    )  # fmt: skip
+
+
 def _telegraf(config: Config, given: argparse.Namespace) -> int:
     from tcpio_otel.telegraf import telegraf
 
@@ -250,7 +288,7 @@ def _config(config: Config, given: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"run": _run, "watch": _watch, "telegraf": _telegraf, "check": _check, "config": _config}
+_COMMANDS = {"run": _run, "watch": _watch, "top": _top, "telegraf": _telegraf, "check": _check, "config": _config}
 
 
 if __name__ == "__main__":

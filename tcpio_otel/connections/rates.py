@@ -51,11 +51,11 @@ class Rates:
 
     Args:
         table: takes each batch in first.
-        since_ns: the time from which the first rates count, on the records' clock; None: that of the first record.
     """
 
-    def __init__(self, table: ConnectionTable, since_ns: int | None) -> None:
-        self._table, self._sampled_ns = table, since_ns
+    def __init__(self, table: ConnectionTable) -> None:
+        self._table = table
+        self._sampled_ns: int | None = None
         self._packets = self._payload = self._retransmits = 0  # since the last moment
         slots = len(table.flows)
         self._before = np.zeros((slots, 2), np.int64)  # payload, by the last moment
@@ -84,14 +84,21 @@ class Rates:
             np.add.at(self._resent, slots[marked], segments)
             self._retransmits += int(segments.sum())
         if len(packets) != len(batch):
-            told = batch.records[(batch.records["kind"] == _SOCKET)]
-            self.look(told[told["old_state"] == told["new_state"]])
+            told = batch.records[batch.records["kind"] == _SOCKET]
+            self._learn(told[told["old_state"] == told["new_state"]])
 
     def look(self, sockets: Records) -> None:
         """Take in what the kernel says of open sockets now: records of kind SOCKET that tell of no change."""
-        if not len(sockets):
-            return
-        self._grow()
+        if len(sockets):
+            self._grow()
+            slots, sockets = self._learn(sockets)
+            self._rtt_us[slots] = sockets["rtt_smoothed_us"]
+
+    def _learn(self, sockets: Records) -> tuple[Slots, Records]:
+        """Learn totals from sockets; returns those that are followed, with their slots.
+
+        A round-trip time is not among it: it is of its moment, and whoever tells of a socket once does not tell again.
+        """
         slots = self._table.find(sockets)
         known = slots >= 0
         slots, sockets = slots[known], sockets[known]
@@ -101,10 +108,13 @@ class Rates:
         told[:, Direction.RECEIVE] = sockets["bytes_received"] - np.minimum(fins, sockets["bytes_received"])
         self._base[slots] = told - self._table.payload()[slots]
         self._resent_base[slots] = sockets["retransmits"].astype(np.int64) - self._resent[slots]
-        self._rtt_us[slots] = sockets["rtt_smoothed_us"]
+        return slots, sockets
 
     def moment(self, now_ns: int) -> Moment:
-        """How the open connections stand, with rates since the last call; `now_ns` is on the records' clock."""
+        """How the open connections stand, with rates since the last call, or else since the first record.
+
+        `now_ns` is on the records' clock: of the last batch that was taken in, so that they are of as long as it took.
+        """
         self._grow()
         since_ns = now_ns if self._sampled_ns is None else self._sampled_ns
         seconds = max(now_ns - since_ns, 1) / 1e9

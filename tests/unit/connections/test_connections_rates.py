@@ -14,9 +14,9 @@ OUT, IN = int(Direction.TRANSMIT), int(Direction.RECEIVE)
 class Followed:
     """A table and the rates beside it, fed with ends of connections."""
 
-    def __init__(self, since_ns: int | None = 10 * SECOND, followed: ConnectionTable | None = None) -> None:
+    def __init__(self, followed: ConnectionTable | None = None) -> None:
         self.table = followed or table()
-        self.rates = Rates(self.table, since_ns)
+        self.rates = Rates(self.table)
 
     def hears(self, *ends: End) -> list[Connection]:
         """Take in what ends have told since the last time; returns what has ended."""
@@ -96,6 +96,7 @@ def test_older_connections_have_what_the_first_look_said() -> None:
     followed.hears(end)
     moment = followed.rates.moment(11 * SECOND)
     assert (moment.totals.tolist(), moment.rates.tolist()) == ([[80, 9000]], [[0, 0]])
+    assert moment.rtt_us.tolist() == [0]  # nobody knows what has become of it since
 
 
 def test_a_slot_that_is_used_again_starts_from_nothing() -> None:
@@ -124,7 +125,7 @@ def test_many_connections_at_once() -> None:
 
 
 def test_a_captures_rates_count_from_its_first_packet() -> None:
-    """Nobody knows its time before."""
-    followed = Followed(None, table(kernel_totals=False, older_told=False))
+    """Nobody knows its time before; and before it there are no rates."""
+    followed = Followed(table(kernel_totals=False, older_told=False))
     followed.hears(End().handshake().sends("PA", 1, 1, 1000))
     assert followed.rates.moment(12 * SECOND).rates.tolist() == [[0, 500]]

@@ -47,6 +47,10 @@ def called(
         (["completion", "csh"], 2, "invalid choice: 'csh'"),
         (["watch", "--source", "pcap:/nonexistent.pcap"], 4, "cannot read the capture /nonexistent.pcap: No such file"),
         (["watch", "--source", f"pcap:{__file__}"], 4, "pcapng"),
+        (["top", "--source", "pcap:/nonexistent.pcap"], 4, "cannot read the capture /nonexistent.pcap: No such file"),
+        (["top", "--interval", "soon"], 2, "argument --interval: 'soon' is not a duration"),
+        (["top", "--interval", "1ms"], 2, "'1ms' is out of range: give at least 100ms and at most 1h"),
+        (["top", "--sort", "colour"], 2, "invalid choice: 'colour'"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments: list[str], code: int, said: str) -> None:
@@ -117,6 +121,33 @@ def test_captures_run_anywhere(tmp_path: Path) -> None:
     assert [line.split()[-1] for line in stdout.splitlines()[1:]] == ["(SYN)", "(SYN|ACK)", "(ACK)", "(RST|ACK)"]
 
 
+def test_a_capture_becomes_a_table_of_connections(tmp_path: Path) -> None:
+    """As any user: plain fields, one line a connection; ordered, filtered or by workload as is asked for."""
+    source = capture(tmp_path / "made.pcap", 400)
+    code, stdout, stderr = called("top", "--source", f"pcap:{source}", "--sort", "age")
+    heading, *rows = [line.split() for line in stdout.splitlines()]
+    assert (code, len(rows), {len(row) for row in rows}) == (0, 100, {len(heading)})
+    assert stderr.splitlines()[-1].endswith("exported 400 + filtered 0 + sampled 0 + dropped 0 + in flight 0")
+    assert {(row[heading.index("STATE")], row[heading.index("RTT_MS")]) for row in rows} == {("reset/local", "-")}
+    code, stdout, _ = called("top", "--source", f"pcap:{source}", "--once", "--filter", ":10007")
+    assert [line.split()[1] for line in stdout.splitlines()[1:]] == ["10.0.0.1:10007"]
+    code, stdout, _ = called("top", "--source", f"pcap:{source}", "--port", "10000-10009", "--workloads")
+    heading, row = (line.split() for line in stdout.splitlines())
+    assert dict(zip(heading, row, strict=True)) == {
+        "WORKLOAD": "-", "CONNECTIONS": "0", "OUT_BYTES/S": "0", "IN_BYTES/S": "0", "RETRANSMITS": "0",
+        "RETRANSMITS/S": "0.00", "RESETS": "10", "FAILED_CONNECTS": "0",
+    }  # fmt: skip
+
+
+def test_what_can_be_read_of_a_broken_capture_is_shown(tmp_path: Path) -> None:
+    """Then comes the line that says what is wrong with it."""
+    source = capture(tmp_path / "made.pcap", 400)
+    source.write_bytes(source.read_bytes()[:-10])
+    code, stdout, stderr = called("top", "--source", f"pcap:{source}")
+    assert (code, len(stdout.splitlines())) == (4, 101)
+    assert stderr.splitlines()[-1].startswith("tcpio-otel: ")
+
+
 def read_lines(stdout: str) -> Counter[str]:
     """How many lines there are of each measurement."""
     return Counter(re.split("[, ]", line)[0] for line in stdout.splitlines())
@@ -178,6 +209,9 @@ def test_outputs_that_take_nothing_end_it_in_order(tmp_path: Path) -> None:
     agent = f"{sys.executable} -m tcpio_otel.cli"
     for script, expected, said in (
         (f"{agent} watch --source pcap:{source} > /dev/full", 3, "tcpio-otel: cannot print: No space left on device\n"),
+        (f"{agent} top --source pcap:{source} > /dev/full", 3, "tcpio-otel: cannot print: No space left on device\n"),
+        (f"set -o pipefail; {agent} top --source pcap:{source} | true", 0, ""),
+        (f"{agent} top --source pcap:{source} >&-", 2, "tcpio-otel: top prints to standard output, which is closed\n"),
         (
             f"{agent} watch --source pcap:{source} >&-",
             2,
