@@ -7,7 +7,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev python3-venv
 IMAGE_PACKAGES := buildah debootstrap
-TEST_PACKAGES := python3-bpfcc tcpdump iproute2 ethtool nftables iptables libclang-rt-dev clang-19 zsh fish \
+TEST_PACKAGES := python3-bpfcc tcpdump iproute2 ethtool nftables iptables tmux libclang-rt-dev clang-19 zsh fish \
 	mandoc man-db $(IMAGE_PACKAGES)
 BACKEND_TESTS := $(addprefix tests/integration/test_integration_,collectors.py queries.py dashboards.py)
 # Who has a runtime already, from Docker's packages say, keeps it.

@@ -46,6 +46,14 @@ _EXAMPLES = {
   # a capture; this needs no privilege
   tcpio-otel watch --source pcap:trace.pcap --seq
 """,
+    "top": """\
+  # live; ? shows the keys
+  sudo tcpio-otel top
+  # one service by retransmits, as a table, of what three seconds showed
+  sudo tcpio-otel top --port 5432 --sort retransmits --once --interval 3s
+  # how the connections of a capture stood at its end
+  tcpio-otel top --source pcap:trace.pcap
+""",
     "telegraf": """\
   # what Telegraf starts for inputs.execd: it flushes when Telegraf asks
   sudo tcpio-otel telegraf -config tcpio-otel.yaml -poll_interval 30s

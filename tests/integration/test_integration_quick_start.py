@@ -63,14 +63,17 @@ def talking() -> Iterator[None]:
 
 
 def test_on_this_host(programs: Path, tmp_path: Path) -> None:
-    """A table of what passes, until Ctrl-C."""
-    (watch,) = commands("On this host")
+    """A table of what passes, and one of what is open, until Ctrl-C."""
+    watch, top = commands("On this host")
     log = tmp_path / "log"
     with talking():
         with typed(watch, programs, log) as process:
             wait_for(lambda: log.read_text().count("(PUSH|ACK)") > 10, "packets")
         assert process.returncode == 0
-    assert "LADDR:LPORT" in log.read_text()
+        assert "LADDR:LPORT" in log.read_text()
+        with typed(top, programs, tmp_path / "top") as process:
+            assert process.wait(30) == 0  # not on a terminal, it looks once
+    assert "127.0.0.1" in (tmp_path / "top").read_text()
 
 
 def test_to_a_collector(programs: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def hold() -> dict[str, int]:
     return {"received": received}
 
 
-def pour(count: str, size: str) -> dict[str, int]:
+def draw(count: str, size: str) -> dict[str, int]:
     """So many connections stay open; for each line of input each carries `size` bytes to its client.
 
     Prints the server's port, then, after each line, how much all have carried by then, and the sum of the round-trip
@@ -213,9 +213,87 @@ def chat(seconds: str) -> dict[str, int]:
     return {"port": server.getsockname()[1], "sent": 100 * rounds}
 
 
+def sink(address: str, port: str) -> dict[str, int]:
+    """Take whatever comes over any number of connections, until standard input ends; says when it listens."""
+    server, received = socket.create_server((address, int(port))), [0]
+
+    def take(connection: socket.socket) -> None:
+        while part := connection.recv(1 << 16):
+            received[0] += len(part)
+
+    def serve() -> None:
+        while True:
+            threading.Thread(target=take, args=(server.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    print("open", flush=True)
+    sys.stdin.read()
+    return {"received": received[0]}
+
+
+def pour(address: str, port: str, bytes_s: str) -> dict[str, float]:
+    """Send so many bytes a second over one connection, until standard input ends."""
+    portion, started = int(bytes_s) // 50, time.monotonic()
+    over = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+    sent = 0
+    with socket.create_connection((address, int(port))) as client:
+        while not over.is_set():
+            client.sendall(b"x" * portion)
+            sent += portion
+            time.sleep(max(0.0, started + sent / int(bytes_s) - time.monotonic()))
+    return {"sent": sent, "seconds": time.monotonic() - started}
+
+
+def resetter(address: str, port: str) -> dict[str, int]:
+    """Read a little from each connection, then abort it, until standard input ends; says when it listens."""
+    server, resets = socket.create_server((address, int(port))), [0]
+
+    def serve() -> None:
+        while True:
+            connection, _ = server.accept()
+            connection.recv(1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+            resets[0] += 1
+
+    threading.Thread(target=serve, daemon=True).start()
+    print("open", flush=True)
+    sys.stdin.read()
+    return {"resets": resets[0]}
+
+
+def ask(address: str, port: str, bytes_sent: str = "100") -> dict[str, int]:
+    """Connect, send a little, read to the end; tells the errno that ended it, 0 for none."""
+    with socket.socket() as client:
+        try:
+            client.connect((address, int(port)))
+            client.sendall(b"q" * int(bytes_sent))
+            while client.recv(1 << 16):
+                pass
+        except OSError as error:
+            return {"errno": error.errno or 0}
+    return {"errno": 0}
+
+
 PROGRAMS: dict[str, Callable[..., dict[str, int]]] = {
     program.__name__: program
-    for program in (exchange, refused, reset, half_close, mapped, hold, pour, dial, hold_many, chat)
+    for program in (
+        exchange,
+        refused,
+        reset,
+        half_close,
+        mapped,
+        hold,
+        draw,
+        dial,
+        hold_many,
+        chat,
+        sink,
+        pour,
+        resetter,
+        ask,
+    )
 }
 
 if __name__ == "__main__":

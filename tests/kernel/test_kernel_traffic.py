@@ -115,16 +115,16 @@ def test_series_are_exact_when_packets_are_lost(namespace: Namespace, tmp_path: 
 def test_open_connections_are_told_exactly_too(namespace: Namespace, tmp_path: Path) -> None:
     """While they go on, and packets are lost: the kernel's totals, and round-trip times, once for each export."""
     settings = {**only(namespace), "TCPIO_CAPTURE_RING_MEMORY": "1MiB", "TCPIO_METRICS_INTERVAL": "1s"}
-    program = ["ip", "netns", "exec", namespace.name, sys.executable, str(TRAFFIC), "pour", "3", "50000000"]
+    program = ["ip", "netns", "exec", namespace.name, sys.executable, str(TRAFFIC), "draw", "3", "50000000"]
     metrics = tmp_path / "out" / "metrics.jsonl"
     with ExitStack() as stack:
         watcher = stack.enter_context(agent(tmp_path, "run", "--otlp-file", "out", **settings))
-        pouring = stack.enter_context(
+        drawing = stack.enter_context(
             subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         )
-        assert pouring.stdin
-        assert pouring.stdout
-        port = int(pouring.stdout.readline())
+        assert drawing.stdin
+        assert drawing.stdout
+        port = int(drawing.stdout.readline())
 
         def moved(points: Points) -> tuple[int, int]:
             ends = (("client", "receive"), ("server", "transmit"))
@@ -152,8 +152,8 @@ def test_open_connections_are_told_exactly_too(namespace: Namespace, tmp_path: P
         for _ in range(2):
             known, known_s = round_trips()
             watcher.process.send_signal(signal.SIGSTOP)
-            pouring.stdin.write("\n")
-            counted, rtt_us = json.loads(pouring.stdout.readline())
+            drawing.stdin.write("\n")
+            counted, rtt_us = json.loads(drawing.stdout.readline())
             watcher.process.send_signal(signal.SIGCONT)
             wait_for(lambda n=counted: moved(last_points(tmp_path / "out")) == (n, n), "what the programs counted")
             wait_for_exports(4)  # silent connections are not told of again
@@ -161,8 +161,8 @@ def test_open_connections_are_told_exactly_too(namespace: Namespace, tmp_path: P
             assert now == known + 3
             assert now_s - known_s == pytest.approx(rtt_us / 1e6, abs=3e-6)
         assert not total(last_points(tmp_path / "out"), "tcp.connections.closed", server__port=port)
-        pouring.stdin.close()
-        pouring.wait()
+        drawing.stdin.close()
+        drawing.wait()
         assert watcher.stop() == 0
     assert watcher.ledger()["dropped"] > 0
     assert moved(last_points(tmp_path / "out")) == (counted, counted)
