@@ -198,8 +198,8 @@ def test_a_reader_that_comes_too_late_finds_whole_lines(tmp_path: Path) -> None:
         r"I! seen 4000 = exported (\d+) .* dropped (\d+) \(shutdown \2\) \+ in flight 0\n", result.stderr
     )
     assert read_lines(found)["tcp_packet"] == int(ledger[0]) == 4000 - int(ledger[1])
-    assert 0 < int(ledger[0]) < 4000
-    assert found.endswith("\n")
+    assert int(ledger[0]) < 4000
+    assert found.endswith("\n")  # of packets, or of connections: who comes first has the room that there is
     assert re.match(r"E! not everything reached .*: \d+ lines of packets \(shutdown\)", result.stderr.splitlines()[-1])
 
 
