@@ -149,6 +149,8 @@ def test_open_connections_are_told_exactly_too(namespace: Namespace, tmp_path: P
             wait_for(lambda: exports() >= until, "exports")
 
         wait_for_exports(4)
+        if "known at their end alone" in watcher.stderr():
+            pytest.skip("before 5.19 nobody may look at sockets without privileges")
         for _ in range(2):
             known, known_s = round_trips()
             watcher.process.send_signal(signal.SIGSTOP)
