@@ -33,7 +33,7 @@ from tcpio_otel.connections.report import connection, text
 Records = NDArray[np.void]
 Slots = NDArray[np.int64]
 
-_MODULUS = 1 << 32
+_MODULUS, _HALF = 1 << 32, 1 << 31
 _FIN, _SYN, _ACK, _RST = int(Flag.FIN), int(Flag.SYN), int(Flag.ACK), int(Flag.RST)
 _NO_SOCKET, _LISTENER = int(Mark.NO_SOCKET), int(Mark.LISTENER)
 _UNMEASURED_RTT = (1 << 32) - 1
@@ -644,6 +644,8 @@ class ConnectionTable:
         if life is None:
             return
         entry.moved_before = self._moved(slot, entry, life)
+        if fact.kind == Kind.LOOK:
+            entry.moved_before = self._catch_up(slot, fact, entry.moved_before)
         smoothed, least = fact.rtt_smoothed_us, fact.rtt_min_us
         fin = fact.old_state in FIN_RECEIVED_STATES or (
             life.peer_fin_end is not None and life.peer_fin_end == fact.rcv_nxt
@@ -671,6 +673,27 @@ class ConnectionTable:
                 packets_received=max(0, told.packets_received - moved.packets_received),
                 retransmits=max(0, told.retransmits - moved.retransmits),
             )
+
+    def _catch_up(self, slot: int, fact: Fact, moved: Counts) -> Counts:
+        """Have a slot's columns stand where its socket does: what of `moved` its totals hold, with what got lost of it.
+
+        Bytes are counted by how far sequence numbers came, so that what was lost would count once more when the next
+        segment is seen; and what came out of order is not among a socket's totals yet.
+        """
+        ahead = {Direction.TRANSMIT: 0, Direction.RECEIVE: 0}
+        for direction, position in ((Direction.TRANSMIT, fact.snd_nxt), (Direction.RECEIVE, fact.rcv_nxt)):
+            cell = 2 * slot + direction
+            if self._high[cell] or self._progress[cell]:
+                further = (position - int(self._high[cell]) + _HALF) % _MODULUS - _HALF
+                ahead[direction] = further
+                if further < 0:
+                    continue
+                self._progress[cell] += further
+            self._high[cell] = position
+        return moved._replace(
+            bytes_sent=moved.bytes_sent + ahead[Direction.TRANSMIT],
+            bytes_received=moved.bytes_received + ahead[Direction.RECEIVE],
+        )
 
     # Ids.
 

@@ -291,6 +291,61 @@ def test_open_connections_give_summaries_while_they_are_not_silent() -> None:
     assert (last.trace_id, last.bytes_received, last.end) == (first.trace_id, 50, Ended.AGENT_SHUTDOWN)
 
 
+def looked(end: End, segments: int, sent: int = 0, **fields: int) -> End:
+    """The source has looked at a socket once more."""
+    numbers = {"segments_out": segments, "snd_nxt": (end.isn + 1 + sent) % 2**32}
+    end.socket(State.ESTABLISHED, State.ESTABLISHED, sent=sent, **numbers, **fields)
+    end.records[-1]["kind"] = Kind.LOOK
+    return end
+
+
+def test_a_socket_that_is_looked_at_again_has_the_kernels_totals_by_then() -> None:
+    """Of what was lost, too; what is seen after it counts on top, and a round-trip time is told once."""
+    end = End().handshake().sends("PA", 1, 1, 100)
+    looked(end, 9, sent=700, received=30, retransmits=2).sends("PA", 701, 31, 50)
+    followed = table()
+    followed.update(Batch(told(end), 0, 0, end.time_ns))
+    (first,) = followed.active(end.time_ns)
+    assert (first.bytes_sent, first.bytes_received, first.packets_sent, first.retransmits) == (750, 30, 10, 2)
+    assert (first.rtt_smoothed_s, first.end, first.kernel_totals) == (0.0015, None, False)
+    assert list(followed.active(end.time_ns)) == []
+    end.records.clear()
+    followed.update(Batch(told(end.sends("PA", 751, 31, 10)), 0, 0, end.time_ns))
+    (second,) = followed.active(end.time_ns)
+    assert (second.bytes_sent, second.rtt_smoothed_s) == (760, None)  # nobody has looked since
+    end.records.clear()
+    followed.update(Batch(told(looked(end, 30, sent=5000)), 0, 0, end.time_ns))
+    (third,) = followed.active(end.time_ns)  # though no packet of it was seen
+    assert (third.bytes_sent, third.packets_sent, third.rtt_smoothed_s) == (5000, 30, 0.0015)
+
+
+def test_what_came_out_of_order_before_a_look_counts_once() -> None:
+    """A socket has it among its totals only when the gap before it is closed."""
+    end = End().handshake().gets("PA", 1, 1, 30).gets("PA", 131, 1, 20)
+    looked(end, 9, received=30).gets("PA", 31, 1, 100)
+    followed = table()
+    followed.update(Batch(told(end), 0, 0, end.time_ns))
+    (connection,) = followed.active(end.time_ns)
+    assert connection.bytes_received == 150
+
+
+def test_a_silent_socket_that_is_looked_at_again_says_nothing() -> None:
+    """Its counters have not moved since the last time."""
+    end, followed = End().handshake(), table()
+    followed.update(Batch(told(looked(end, 9)), 0, 0, end.time_ns))
+    assert len(list(followed.active(end.time_ns))) == 1
+    end.records.clear()
+    followed.update(Batch(told(looked(end, 9)), 0, 0, end.time_ns))
+    assert list(followed.active(end.time_ns)) == []
+
+
+def test_a_look_begins_no_connection() -> None:
+    """One that the table has given up, or never knew, stays so."""
+    end, followed = looked(End(), 9, sent=700), table()
+    slots, ended = followed.update(Batch(told(end), 0, 0, end.time_ns))
+    assert (followed.open_connections, slots.tolist(), ended, followed.births) == (0, [], [], [])
+
+
 def test_an_older_connection_adds_what_is_seen_to_what_the_kernel_said() -> None:
     """Totals taken at the start are not the last word: later payload counts on top, and once."""
     numbers = {"snd_una": 2101, "snd_nxt": 2101, "write_seq": 2101, "rcv_nxt": 9001, "bytes_acked": 1101}
