@@ -21,15 +21,22 @@ from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs  #
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter, LogRecordExportResult
 
+from tcpio_otel import names
+from tcpio_otel.attribution.addresses import Addresses, Directory
 from tcpio_otel.attribution.cgroups import Cgroups
+from tcpio_otel.attribution.naming import Kind as PeerKind
+from tcpio_otel.attribution.naming import Meaning
+from tcpio_otel.attribution.peers import Peers
 from tcpio_otel.attribution.workloads import Workloads
-from tcpio_otel.batch import RECORD, Batch, Flag, Kind, Origin, Packets
+from tcpio_otel.batch import RECORD, Batch, Birth, Flag, Kind, Origin, Packets
 from tcpio_otel.capture.ring import SLOT, Merger, parse
 from tcpio_otel.connections.table import ConnectionTable
 from tcpio_otel.correlation.contexts import ContextTable
 from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
 from tcpio_otel.encoding.packet_json import PacketJsonEncoder
+from tcpio_otel.encoding.peer import peer_names
 from tcpio_otel.encoding.protobuf import ProtobufEnvelope
+from tcpio_otel.encoding.rows import nobody
 from tcpio_otel.encoding.table import PacketTable
 from tcpio_otel.export.batcher import Batcher
 from tcpio_otel.payload import Items, Signal
@@ -41,6 +48,7 @@ CONNECTIONS = 1000
 WHOLE, SDK = "drained batch to encoded bytes", "OpenTelemetry SDK: emit to bytes"
 OUTSIDE, INSIDE = "correlation, no packet in context", "correlation, every packet in one"
 WORKLOADS, ATTRIBUTED = 50, "attribution, 50 workloads"
+NAMED = "the same, and peers are pods"
 ENVELOPE = ProtobufEnvelope(lambda _: b"")
 
 
@@ -164,9 +172,32 @@ def correlated(records: np.ndarray, *, inside: bool) -> Callable[[slice], Items]
     return work
 
 
-def attributed(records: np.ndarray) -> Callable[[slice], Items]:
-    """From a drained batch to encoded bytes, those of one workload side by side."""
-    table, encoder = established(records), PacketLogEncoder({})
+def pods(table: ConnectionTable) -> Peers:
+    """The peer of each connection is a pod of its own, with the names that one has."""
+    known = Directory(lambda item: {item["address"]: Meaning(PeerKind.POD, tuple(item["attributes"].items()))})
+    births = []
+    for slot in range(CONNECTIONS):
+        ends = table.ends(slot)
+        assert ends
+        attributes = {
+            names.POD_UID: f"5e0f7d3c-9d4c-4c6b-8a57-{slot:012x}", names.POD_NAME: f"checkout-7d9c5b6f4d-{slot:05x}",
+            names.NAMESPACE: "shop", names.NODE: "node-12", names.DEPLOYMENT: "checkout",
+            names.SERVICE_NAME: "checkout", names.SERVICE_NAMESPACE: "shop",
+        }  # fmt: skip
+        known.take(str(slot), {"address": ends.peer.address, "attributes": attributes})
+        births.append(Birth(slot, 1, ends.local, ends.peer, accepted=False))
+    peers = Peers(Addresses(known, {}, lambda: False), None, 0)
+    nothing = Batch(np.empty(0, RECORD), 0, 0, 0)
+    peers.assign(nothing, table.flows, np.empty(0, np.int64), births, table.renew)
+    assert np.count_nonzero(table.flows["peer"]) == CONNECTIONS
+    return peers
+
+
+def attributed(records: np.ndarray, *, named: bool) -> Callable[[slice], Items]:
+    """From a drained batch to encoded bytes, those of one workload side by side; with names of peers or without."""
+    table = established(records)
+    peers = pods(table) if named else None
+    encoder = PacketLogEncoder({}, (lambda number: peer_names(peers[number])) if peers else nobody)
     workloads = Workloads(Cgroups({}, 0))
     table.flows["process_name"] = [b"program%d" % (slot % WORKLOADS) for slot in range(len(table.flows))]
     workloads.assign(Batch(records[:0], 0, 0, 0), table.flows, range(CONNECTIONS))
@@ -175,6 +206,8 @@ def attributed(records: np.ndarray) -> Callable[[slice], Items]:
         batch = Batch(records[part], 0, 0, 0)
         slots, _ = table.update(batch)
         workloads.assign(batch, table.flows, table.owned)
+        if peers:
+            peers.assign(batch, table.flows, slots, table.births, table.renew)
         order, groups = workloads.arrange(table.flows, slots)
         assert len(groups) == WORKLOADS
         return encoder.encode(Packets(batch.packets, slots, table.flows, 0, 1, None, order))
@@ -199,7 +232,7 @@ def stages() -> dict[str, Stage]:
     # An encoder for each: shared, they would make every connection's rows anew at each turn.
     protobuf, following, json_lines = PacketLogEncoder({}), PacketLogEncoder({}), PacketJsonEncoder({})
     outside, inside = correlated(records, inside=False), correlated(records, inside=True)
-    apart = attributed(records)
+    apart, named = attributed(records, named=False), attributed(records, named=True)
     text = PacketTable(time=False, process=False, seq=False)
 
     def each(work: Callable[[slice], object]) -> Stage:
@@ -227,6 +260,7 @@ def stages() -> dict[str, Stage]:
         OUTSIDE: each(outside),
         INSIDE: each(inside),
         ATTRIBUTED: each(apart),
+        NAMED: each(named),
         "drained batch to a request": each(requested),
         "encode OTLP/JSON": encoded(json_lines),
         "encode the tcpio table": encoded(text),
@@ -249,7 +283,7 @@ def main() -> None:
     figures = probe.measure(4 * rounds) if os.geteuid() == 0 else None
     measured = stages()
     taken: dict[str, list[float]] = {name: [] for name in measured}
-    compared = [WHOLE, OUTSIDE, INSIDE, ATTRIBUTED]
+    compared = [WHOLE, OUTSIDE, INSIDE, ATTRIBUTED, NAMED]
     for _ in range(rounds + 1):
         for name in [name for name in measured if name not in compared]:
             taken[name].append(measure(*measured[name]))
@@ -264,7 +298,7 @@ def main() -> None:
         print(f"{name:34}{median:10.0f}{min(times):10.0f}{1e9 / median:14,.0f}")
     ratio = statistics.median(taken[SDK]) / statistics.median(taken[WHOLE])
     print(f"{WHOLE}: {ratio:.0f} times the SDK's rate")
-    for name in (OUTSIDE, INSIDE, ATTRIBUTED):
+    for name in (OUTSIDE, INSIDE, ATTRIBUTED, NAMED):
         more = [on - off for on, off in zip(taken[name], taken[WHOLE], strict=True)]
         print(f"{name}: round by round {probe.middle(more)}")
     print(probe.report(figures) if figures else "the probe's cost was not measured: it takes root")
