@@ -102,6 +102,7 @@ ORDER BY time"""
 TABLES = (
     "Which pods retransmit",
     "Whose handshakes are slow",
+    "Whose backlog is full",
     "Who resets whom",
     "Top talkers",
     "Connections that never closed",

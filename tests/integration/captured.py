@@ -25,11 +25,15 @@ from tests.peers.kubernetes import ControlPlane, control_plane
 
 PODS = "/api/v1/namespaces/shop/pods"
 ADDRESSES = {"checkout": "10.214.0.1", "reports": "10.214.0.2", "payments": "10.214.0.9"}
-BULK, SLOW, SMALL, CLOSED = 8081, 8082, 8083, 8089
-"""Ports of payments: where answers are lost, where the first SYN is, where nothing is, and where nobody listens."""
+BULK, SLOW, SMALL, FULL, CLOSED = 8081, 8082, 8083, 8084, 8089
+"""Ports of payments: where answers are lost, where the first SYN is, where nothing is, where nobody accepts what comes,
+and where nobody listens."""
 
 LARGE_BYTES, SMALL_BYTES = 200_000, 500
 LOST_ANSWERS, LOST_REQUESTS = 5, 1
+TURNED_AWAY = 2
+"""Connections for which FULL has no room, after the first."""
+
 SUMMARY_S = 1
 TALK_S = 4
 """How long one goes on to talk after all others: until ends are told, and in more than one export of metrics."""
@@ -204,7 +208,10 @@ def record(directory: Path) -> Story:
 
 
 def _happen(story: Story, pods: dict[str, Pod]) -> None:
-    """Losses, a slow handshake, a request in a trace, a reset, a refusal, and a connection that nobody closes."""
+    """Losses, a slow handshake, a full backlog, a request in a trace, a reset, a refusal, what nobody closes."""
+    pods["payments"].do("ignore", ADDRESSES["payments"], FULL)
+    for number in range(1 + TURNED_AWAY):
+        assert pods["checkout"].do("queue", ADDRESSES["checkout"], ADDRESSES["payments"], FULL) == (number == 0)
     for port in (BULK, SLOW, SMALL):
         pods["payments"].do("serve", ADDRESSES["payments"], port)
 

@@ -11,6 +11,8 @@ import sys
 import threading
 
 held: list[socket.socket] = []
+kept: list[socket.socket] = []
+"""Open, and silent."""
 
 
 def serve(address: str, port: int) -> None:
@@ -64,6 +66,25 @@ def ask(source: str, address: str, port: int, path: str, traceparent: str = "") 
 def say() -> int:
     """A byte on what is held."""
     return sum(client.send(b"x") for client in held)
+
+
+def ignore(address: str, port: int) -> None:
+    """Listen, with room for one connection, and never accept it."""
+    kept.append(socket.create_server((address, port), backlog=0))
+
+
+def queue(source: str, address: str, port: int) -> bool:
+    """Connect, for as long as a SYN and the one after it take; whether that came to anything."""
+    client = socket.socket()
+    client.bind((source, 0))
+    client.settimeout(1.5)
+    try:
+        client.connect((address, port))
+    except TimeoutError:
+        client.close()
+        return False
+    kept.append(client)
+    return True
 
 
 def refused(source: str, address: str, port: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 from tcpio_otel import names
 from tests.generators import generator
 from tests.integration.backends import Backends
-from tests.integration.captured import LOST_ANSWERS, LOST_REQUESTS, Story
+from tests.integration.captured import LOST_ANSWERS, LOST_REQUESTS, TURNED_AWAY, Story
 from tests.kernel.harness import plain
 from tests.peers.server import REPOSITORY
 
@@ -80,7 +80,7 @@ def test_panels_have_their_own_place(name: str) -> None:
 
 
 def sent(story: Story) -> set[str]:
-    """Every attribute that the agent sent, and every other that it may send by the module of names."""
+    """Every attribute that the agent sent, and every other that it may send."""
 
     def attributes(node: Any) -> Iterator[str]:
         if isinstance(node, dict):
@@ -92,7 +92,7 @@ def sent(story: Story) -> set[str]:
                 yield from attributes(value)
 
     requests = [json.loads(request) for signal in ("logs", "traces", "metrics") for request in story.requests(signal)]
-    return set(attributes(requests)) | {value for name, value in vars(names).items() if name.isupper()}
+    return set(attributes(requests)) | names.ATTRIBUTES.keys()
 
 
 def test_every_field_exists(story: Story) -> None:
@@ -143,8 +143,9 @@ def test_figures_are_right(filled: Backends, story: Story) -> None:
     def of(title: str) -> list[dict[str, Any]]:
         return filled.ask("sql", filled_in(panels("connections")[title], story.trace_id))
 
-    assert of("Connections that ended") == [{"connections": len(story.asked) + 1}]  # and one that was refused
-    assert of("Connections that failed")[0]["failed"] == pytest.approx(2 / (len(story.asked) + 1))
+    connections = len(story.asked) + 1 + 1 + TURNED_AWAY  # with one that was refused, and those to a full backlog
+    assert of("Connections that ended") == [{"connections": connections}]
+    assert of("Connections that failed")[0]["failed"] == pytest.approx(2 / connections)
     assert 0 < of("Segments sent again")[0]["again"] < 0.2
     assert 0 < of("Round trip, 95 of 100 below")[0]["seconds"] < 1
     again = of("Segments sent again, by who sent them")

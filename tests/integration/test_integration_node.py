@@ -278,10 +278,18 @@ def test_the_kubelet_tells_of_pods_while_the_agent_is_cut_off(cluster: Cluster, 
         assert pods[uid].attributes == told
 
 
+def end(record: dict[str, Any]) -> tuple[str, int]:
+    """The end of a connection that a packet is of."""
+    return record["network.local.address"], record["network.local.port"]
+
+
 def check(found: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
     """Every packet between the two says whose it is and who the other end is."""
     web_port, service_port = 8080, 80
-    by_shopper = [(record, whose) for record, whose in found if record["network.peer.address"] == ADDRESS]
+    to_service = [(record, whose) for record, whose in found if record["network.peer.address"] == ADDRESS]
+    # Before the first pod of the Service is ready nobody answers, and nobody is behind it.
+    answered = {end(record) for record, _ in to_service if record["network.io.direction"] == "receive"}
+    by_shopper = [(record, whose) for record, whose in to_service if end(record) in answered]
     # What comes to a TIME_WAIT socket that is older than the agent belongs to nobody.
     by_web = [
         (record, whose)

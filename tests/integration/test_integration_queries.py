@@ -12,10 +12,12 @@ from tests.integration.captured import (
     ADDRESSES,
     BULK,
     CLOSED,
+    FULL,
     LOST_ANSWERS,
     LOST_REQUESTS,
     SLOW,
     SMALL,
+    TURNED_AWAY,
     Story,
 )
 from tests.kernel.harness import plain
@@ -145,6 +147,7 @@ def _(rows: Rows, story: Story) -> None:
     assert {(row["client"], row["port"]): int(row["connections"]) for row in rows} == {
         (CHECKOUT, str(SLOW)): 1,
         (CHECKOUT, str(BULK)): 1,
+        (CHECKOUT, str(FULL)): 1,
         (CHECKOUT, str(SMALL)): 2,
         (REPORTS, str(SMALL)): 1,
     }
@@ -153,10 +156,24 @@ def _(rows: Rows, story: Story) -> None:
 @answers("Whose handshakes are slow", "promql")
 def _(samples: Rows, story: Story) -> None:
     found = {(labels["job"], labels["server_port"]): seconds for labels, seconds in samples}
-    established = {("shop/checkout", str(port)) for port in (BULK, SLOW, SMALL)} | {("shop/reports", str(SMALL))}
+    established = {("shop/checkout", str(port)) for port in (BULK, SLOW, SMALL, FULL)} | {("shop/reports", str(SMALL))}
     assert set(found) == established
     assert max(found, key=lambda each: found[each]) == ("shop/checkout", str(SLOW))
     assert found["shop/checkout", str(SLOW)] > 0.9
+
+
+@answers("Whose backlog is full", "sql")
+def _(rows: Rows, story: Story) -> None:
+    found = picked(rows, "server", "port", "connections", "syns")
+    assert [(*row[:2], int(row[2]), int(row[3])) for row in found] == [
+        (PAYMENTS, str(FULL), TURNED_AWAY, 2 * TURNED_AWAY)
+    ]
+
+
+@answers("Whose backlog is full", "logsql")
+def _(rows: Rows, story: Story) -> None:
+    found = picked(rows, "k8s.pod.name", "network.local.port", "connections", "syns")
+    assert found == [(PAYMENTS, str(FULL), str(TURNED_AWAY), str(2 * TURNED_AWAY))]
 
 
 @answers("Who resets whom", "sql")
@@ -262,6 +279,8 @@ def _(rows: Rows, story: Story) -> None:
 @answers("Connections that never closed", "sql", 1)
 def _(rows: Rows, story: Story) -> None:
     assert sorted(picked(rows, "pod", "peer", "port", "end")) == [
+        (CHECKOUT, PAYMENTS, str(FULL), "agent_shutdown"),
+        (PAYMENTS, CHECKOUT, str(FULL), "agent_shutdown"),
         (PAYMENTS, REPORTS, str(SMALL), "agent_shutdown"),
         (REPORTS, PAYMENTS, str(SMALL), "agent_shutdown"),
     ]
@@ -276,8 +295,9 @@ def _(traces: Rows, story: Story) -> None:
 @answers("Top talkers", "sql")
 def _(rows: Rows, story: Story) -> None:
     checkout = [told for name, told in story.asked.items() if name != "hold"]
+    sums, connections = [sum(told[way] for told in checkout) for way in ("sent", "received")], len(checkout)
     expected = [
-        (CHECKOUT, PAYMENTS, *(sum(told[way] for told in checkout) for way in ("sent", "received")), len(checkout)),
+        (CHECKOUT, PAYMENTS, *sums, connections + 1 + TURNED_AWAY),
         (REPORTS, PAYMENTS, story.asked["hold"]["sent"], 0, 2),
     ]
     found = picked(rows, "client", "server", "bytes_sent", "bytes_received", "connections")
