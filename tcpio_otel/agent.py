@@ -416,7 +416,7 @@ class _View:
         self._every_ns = SCREEN_REFRESH_NS if self._live else LOG_REFRESH_NS
         self._before = self._status()
         self._metrics_due_ns = boot_ns() + int(config.metrics.interval * 1e9)
-        self._looked = not config.metrics.traffic
+        self._looked = not pipeline.counts_traffic
 
     def __enter__(self) -> None:
         logger.info("recording to %s", self._outputs.destination)
@@ -455,7 +455,7 @@ class _View:
             self._source.look_again()
         if now_ns >= self._metrics_due_ns:
             self._metrics_due_ns = now_ns + int(self._config.metrics.interval * 1e9)
-            self._looked = not self._config.metrics.traffic
+            self._looked = not self._pipeline.counts_traffic
             self.send_metrics()
         if now_ns - self._before.at_ns < self._every_ns:
             return

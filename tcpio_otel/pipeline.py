@@ -397,6 +397,11 @@ class Pipeline:
                 workloads = self._connections.flows["workload"][slots[rows]]
                 self._traffic.drop(pick(batch.packets, rows), workloads, self._workload, batch.observed_ns)
 
+    @property
+    def counts_traffic(self) -> bool:
+        """Whether there are series of traffic."""
+        return self._traffic is not None
+
     def traffic(self, now_ns: int) -> Traffic | None:
         """The series of traffic, open connections included; `now_ns` is on the records' clock."""
         if self._traffic is not None:

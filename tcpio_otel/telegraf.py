@@ -79,7 +79,7 @@ def telegraf(config: Config, orders: Orders, *, once: bool) -> int:
             if flushes.due(boot_ns()):
                 outputs.flush()
                 tell_totals()
-                if config.telegraf.peers:
+                if pipeline.counts_traffic:
                     source.look_again()
 
         give_back = GiveBack(outputs.packet_encoder.forget)
