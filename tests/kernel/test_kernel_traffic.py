@@ -115,7 +115,7 @@ def test_series_are_exact_when_packets_are_lost(namespace: Namespace, tmp_path: 
 def test_open_connections_are_told_exactly_too(namespace: Namespace, tmp_path: Path) -> None:
     """While they go on, and packets are lost: the kernel's totals, and round-trip times, once for each export."""
     settings = {**only(namespace), "TCPIO_CAPTURE_RING_MEMORY": "1MiB", "TCPIO_METRICS_INTERVAL": "1s"}
-    program = ["ip", "netns", "exec", namespace.name, sys.executable, str(TRAFFIC), "draw", "3", "50000000"]
+    program = ["ip", "netns", "exec", namespace.name, sys.executable, str(TRAFFIC), "draw", "3", "20000000"]
     metrics = tmp_path / "out" / "metrics.jsonl"
     with ExitStack() as stack:
         watcher = stack.enter_context(agent(tmp_path, "run", "--otlp-file", "out", **settings))
