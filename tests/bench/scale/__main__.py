@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.bench.scale import gateway, node, server
+from tests.bench.scale import gateway, node, server, usage
 from tests.peers import clickhouse, collector_contrib, kubernetes
 
 COUNTS = server.Counts(pods=5000, nodes=500, slices=50, services=500, watches=400, changes=200, rounds=3)
@@ -67,6 +67,8 @@ def main() -> int:
     except LookupError as reason:
         print(f"cannot measure: {reason}", file=sys.stderr)
         return 3
+    if given.quick:
+        usage.patience_s = 2
     for name in given.parts or PARTS:
         with tempfile.TemporaryDirectory() as directory:
             for line in PARTS[name](Path(directory), quick=given.quick):

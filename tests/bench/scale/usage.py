@@ -7,6 +7,8 @@ from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 QUIET_CORES, WINDOW_S = 0.05, 0.5
+patience_s = 15.0
+"""How long at most; less where figures do not matter."""
 
 
 def cpu_s(*pids: int) -> float:
@@ -18,8 +20,8 @@ def cpu_s(*pids: int) -> float:
     return ticks / TICKS_PER_S
 
 
-def settle(*pids: int, patience_s: float = 15) -> None:
-    """Wait until processes do next to nothing any more."""
+def settle(*pids: int) -> None:
+    """Wait until processes do next to nothing any more; on some machines they always do something."""
     deadline = time.monotonic() + patience_s
     before, since = cpu_s(*pids), time.monotonic()
     while time.monotonic() < deadline:
