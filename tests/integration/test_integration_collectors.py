@@ -228,7 +228,8 @@ def test_a_server_of_documents_gets_each_packet_and_connection(
                 send(running, signal, story.requests(signal))
             for signal, keys in (("logs", LOGS), ("traces", SPANS)):
                 expected = total(story.requests(signal), keys)
-                wait_for(lambda n=expected, s=signal: len(server.of(indices[s])) >= n, signal)
+                # An exporter may gather for half a minute before it sends.
+                wait_for(lambda n=expected, s=signal: len(server.of(indices[s])) >= n, signal, 120)
     assert not server.refused
     if name == "elasticsearch":
         assert ("authorization", "apikey of-the-server") in server.headers

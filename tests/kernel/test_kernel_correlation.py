@@ -129,7 +129,17 @@ def test_every_packet_of_a_thousand_requests_is_its_own_requests(mode: str, tmp_
     with conformance.lane(50, "relay-ipv4", f"corr-{uuid.uuid4().hex[:6]}") as (lane, _):
         assert lane.relay
         traffic = Traffic(lane, lane.ports, seed=seed, **MODES[mode])
-        with agent(tmp_path, "run", "--otlp-file", "out", "--port", str(lane.ports), **PATIENT) as running:
+        with agent(
+            tmp_path,
+            "run",
+            "--otlp-file",
+            "out",
+            "--port",
+            str(lane.ports),
+            "--cidr",
+            f"{lane.server_address}/32",
+            **PATIENT,
+        ) as running:
             with lane.relay.policy(losing(random.Random(seed))):
                 traffic.run(CONNECTIONS, REQUESTS)
             assert running.stop() == 0
