@@ -415,8 +415,7 @@ class _View:
         )
         self._every_ns = SCREEN_REFRESH_NS if self._live else LOG_REFRESH_NS
         self._before = self._status()
-        self._metrics_due_ns = boot_ns() + int(config.metrics.interval * 1e9)
-        self._looked = not pipeline.counts_traffic
+        self._metrics_next(boot_ns())
 
     def __enter__(self) -> None:
         logger.info("recording to %s", self._outputs.destination)
@@ -447,6 +446,11 @@ class _View:
             self._ledger.balance(), talkers,
         )  # fmt: skip
 
+    def _metrics_next(self, now_ns: int) -> None:
+        """Have metrics be due after the next interval, and sockets looked at before, if what they say is told."""
+        self._metrics_due_ns = now_ns + int(self._config.metrics.interval * 1e9)
+        self._looked = not self._pipeline.counts_traffic
+
     def refresh(self) -> None:
         """Show, and send metrics, when it is time to."""
         now_ns = boot_ns()
@@ -454,8 +458,7 @@ class _View:
             self._looked = True
             self._source.look_again()
         if now_ns >= self._metrics_due_ns:
-            self._metrics_due_ns = now_ns + int(self._config.metrics.interval * 1e9)
-            self._looked = not self._pipeline.counts_traffic
+            self._metrics_next(now_ns)
             self.send_metrics()
         if now_ns - self._before.at_ns < self._every_ns:
             return
@@ -505,6 +508,22 @@ def silence(stream: IO[Any]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+@contextlib.contextmanager
+def printing(stream: IO[Any]) -> Iterator[None]:
+    """Where something is printed: a reader that has gone, which is how `| head` ends, ends it without a word.
+
+    Raises:
+        EnvironmentFault: the stream cannot be written.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        silence(stream)
+    except OSError as error:
+        silence(stream)
+        raise EnvironmentFault(f"cannot print: {error.strerror}") from None
+
+
 def watch(config: Config, *, json: bool, time_of_day: bool, process: bool, seq: bool) -> int:
     """Print packets until stopped, or until nobody reads; returns the exit code.
 
@@ -524,7 +543,7 @@ def watch(config: Config, *, json: bool, time_of_day: bool, process: bool, seq: 
         encoder = JsonLines(vocabulary.drop_reasons) if json else table
         connections = connection_table(config, vocabulary, source, summary_interval_s=0)
         out = sys.stdout.buffer
-        try:
+        with printing(out):
             if not json:
                 out.write(table.header())
                 out.flush()
@@ -535,13 +554,7 @@ def watch(config: Config, *, json: bool, time_of_day: bool, process: bool, seq: 
                     out.write(encoder.encode(packets).buffer)
                     out.flush()
                     ledger.exported(len(slots))
-        except BrokenPipeError:
-            silence(out)  # the reader has gone, which is how `| head` ends
-            return 0
-        except OSError as error:
-            silence(out)
-            raise EnvironmentFault(f"cannot print: {error.strerror}") from None
-        logger.info("%s", ledger_line(ledger.balance()))
+            logger.info("%s", ledger_line(ledger.balance()))
     return 0
 
 
@@ -558,14 +571,9 @@ def tell(text: str) -> None:
     """
     if sys.stdout is None:
         raise UsageError("there is nowhere to print: standard output is closed")
-    try:
+    with printing(sys.stdout):
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        silence(sys.stdout)
-    except OSError as error:
-        silence(sys.stdout)
-        raise EnvironmentFault(f"cannot print: {error.strerror}") from None
 
 
 def check(config: Config) -> int:

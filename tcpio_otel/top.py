@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from socket import socket
 from typing import TYPE_CHECKING, Any, Self
 
-from tcpio_otel.agent import IDLE_S, Stop, attribution, batches, connection_table, listen_to_nat, opened, silence
+from tcpio_otel.agent import IDLE_S, Stop, attribution, batches, connection_table, listen_to_nat, opened, printing
 from tcpio_otel.clock import boot_ns
 from tcpio_otel.config import Config
 from tcpio_otel.errors import EnvironmentFault, InputError, UsageError
@@ -85,7 +85,8 @@ def top(config: Config, *, interval_s: float, once: bool, sort: str, by_workload
         fade_ns = FADE_NS if live and not source.paced else None
         stages = _Stages(source, ledger, table, *attribution(config, heard, stack), fade_ns)
         choice = Choice(Sort(sort), text=text, by_workload=by_workload)
-        try:
+        printed = False
+        with printing(sys.stdout):
             if live:
                 with _Screen(stages, ledger, choice, int(interval_s * 1e9), stop) as screen:
                     fault = _show(source, stages, screen, stop)
@@ -95,12 +96,9 @@ def top(config: Config, *, interval_s: float, once: bool, sort: str, by_workload
                 stages.refresh()
                 sys.stdout.write(_plain(stages.board, choice))
                 sys.stdout.flush()
-        except BrokenPipeError:
-            silence(sys.stdout)  # the reader has gone, which is how `| head` ends
+            printed = True
+        if not printed:
             return 0
-        except OSError as error:
-            silence(sys.stdout)
-            raise EnvironmentFault(f"cannot print: {error.strerror}") from None
         stages.read(source.finish())
         logger.info("%s", ledger_line(ledger.balance()))
     if fault:

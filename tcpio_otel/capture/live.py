@@ -40,7 +40,7 @@ class LiveSource:
         *,
         latency_s: float,
         queue_bytes: int,
-        idle_s: float = 0.25,
+        idle_s: float,
         clock: Nanoseconds = boot_ns,
     ) -> None:
         self._probe, self._ledger, self._latency_s, self._queue_bytes = probe, ledger, latency_s, queue_bytes

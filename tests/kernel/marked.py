@@ -44,7 +44,7 @@ def main() -> None:
     with (
         open(sys.argv[1], "wb") as file,
         Probe(filters=Filters(), memory_bytes=16 << 20, loader=Loader.LIBBPF) as probe,
-        LiveSource(probe, Ledger(), latency_s=0.1, queue_bytes=64 << 20) as source,
+        LiveSource(probe, Ledger(), latency_s=0.1, queue_bytes=64 << 20, idle_s=0.25) as source,
     ):
         sys.stdout.write("capturing\n")
         sys.stdout.flush()
