@@ -155,9 +155,9 @@ def attached() -> int:
     return found
 
 
-def resident_bytes(pid: int) -> int:
-    """Memory of a process now."""
-    return 1024 * int(re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[0])
+def resident_bytes(pid: int, of: str = "VmRSS") -> int:
+    """Memory of a process now; `RssAnon` is its own alone, without files and rings."""
+    return 1024 * int(re.findall(rf"{of}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[0])
 
 
 def wait_for(condition: Any, what: str, timeout_s: float = 30) -> None:

@@ -54,5 +54,6 @@ def started(directory: Path) -> Iterator[Prometheus]:
     configuration.write_text("{}")
     flags = [f"--config.file={configuration}", f"--storage.tsdb.path={directory / 'prometheus'}"]
     flags += [f"--web.listen-address=127.0.0.1:{port}", "--web.enable-otlp-receiver"]
+    flags += ["--query.lookback-delta=1h"]  # filled once, it may be asked long after
     with serving([build(), *flags], port, directory / "prometheus.log") as url:
         yield Prometheus(url)
