@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tcpio_otel.attribution.peers import Peers
     from tcpio_otel.attribution.workloads import Workloads
     from tcpio_otel.batch import Batch
+    from tcpio_otel.encoding.metrics import Observation
     from tcpio_otel.outputs import Outputs
     from tcpio_otel.pipeline import Pipeline, Source
     from tcpio_otel.summary import Status
@@ -415,6 +416,7 @@ class _View:
         )
         self._every_ns = SCREEN_REFRESH_NS if self._live else LOG_REFRESH_NS
         self._before = self._status()
+        self._answer_due_ns: int | None = None
         self._metrics_next(boot_ns())
 
     def __enter__(self) -> None:
@@ -460,6 +462,8 @@ class _View:
         if now_ns >= self._metrics_due_ns:
             self._metrics_next(now_ns)
             self.send_metrics()
+        if self._outputs.scraped:
+            self._answer(now_ns)
         if now_ns - self._before.at_ns < self._every_ns:
             return
         from tcpio_otel.summary import log_line, screen
@@ -471,17 +475,33 @@ class _View:
             logger.info("%s", log_line(status, self._before))
         self._before = status
 
+    def _answer(self, now_ns: int) -> None:
+        """Answer who waits for metrics, once it is known what sockets say."""
+        if self._answer_due_ns is None:
+            self._answer_due_ns = now_ns
+            if self._pipeline.counts_traffic:
+                self._answer_due_ns += LOOK_AHEAD_NS
+                self._source.look_again()
+        if now_ns >= self._answer_due_ns:
+            self._answer_due_ns = None
+            self._outputs.answer_scrape(self._observation(), self._pipeline.traffic(self._source.now_ns()))
+
     def _faults(self) -> dict[str, int]:
         return self._source.faults() | self._pipeline.faults()
 
-    def send_metrics(self) -> None:
-        """Queue metrics as of now."""
-        from tcpio_otel.encoding.metrics import Observation, metrics_request
+    def _observation(self) -> Observation:
+        from tcpio_otel.encoding.metrics import Observation
 
-        observation = Observation(
+        return Observation(
             self._started_ns, time.time_ns(), self._ledger.balance(), self._pipeline.connections.open_connections,
             self._faults(), self._outputs.exports.counts(),
         )  # fmt: skip
+
+    def send_metrics(self) -> None:
+        """Queue metrics as of now."""
+        from tcpio_otel.encoding.metrics import metrics_request
+
+        observation = self._observation()
         self._outputs.send_metrics(*metrics_request(observation, self._outputs.resource))
         if (traffic := self._pipeline.traffic(self._source.now_ns())) is not None:
             self._outputs.send_traffic(traffic, observation.now_ns)

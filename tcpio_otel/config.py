@@ -21,7 +21,7 @@ import yaml
 from tcpio_otel.capture.loaders import Loader
 from tcpio_otel.config_values import Bytes, Network, PortRange, Seconds, Source, Url, parse, parse_pairs, show
 from tcpio_otel.errors import UsageError
-from tcpio_otel.export.settings import Compression, OtlpSettings, Protocol
+from tcpio_otel.export.settings import Compression, Listen, OtlpSettings, Protocol
 from tcpio_otel.otel_environment import SIGNALS, read_otel
 
 DEFAULT_DIRECTORY = Path("tcpio-data")
@@ -245,6 +245,10 @@ class Metrics:
     """Metrics: the agent's own, and those of traffic."""
 
     interval: Seconds = key("time between two exports", Seconds(60), least=0.1, most=86_400)
+    listen: Listen | None = key(
+        "address and port where Prometheus may scrape the same metrics, at /metrics; port 0: any; unset: nowhere",
+        None,
+    )
     traffic: bool = key("metrics of what goes between workloads and their peers, beside the agent's own", True)
     series_limit: int = key(
         "series of workload, peer, role and server port that are told apart; what comes beyond them is told as one",

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tcpio_otel.export.settings import Listen
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -121,6 +123,23 @@ def _url(text: str) -> Url:
     return Url(text)
 
 
+def _listen(text: str) -> Listen:
+    host, colon, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]") or "0.0.0.0")  # noqa: S104 - as asked
+        if (
+            colon
+            and port.isascii()
+            and port.isdigit()
+            and int(port) <= 65535
+            and ("[" in host) == (address.version == 6)
+        ):
+            return Listen(str(address), int(port))
+    except ValueError:  # no address
+        pass
+    raise ValueError("an address and a port such as 127.0.0.1:9464 or [::1]:9464")
+
+
 def _source(text: str) -> Source:
     if text != "live" and (not text.startswith("pcap:") or text == "pcap:" or "\0" in text):
         raise ValueError("live, or pcap:FILE")
@@ -138,6 +157,7 @@ _PARSERS: dict[Any, Callable[[str], Any]] = {
     Network: _network,
     Url: _url,
     Source: _source,
+    Listen: _listen,
 }
 
 
@@ -196,6 +216,8 @@ def show(value: Any) -> Any:
         return int(value)
     if isinstance(value, PortRange):
         return str(value[0]) if value[0] == value[1] else f"{value[0]}-{value[1]}"
+    if isinstance(value, Listen):
+        return str(value)
     if isinstance(value, tuple):
         return [show(part) for part in value]
     if isinstance(value, Mapping):

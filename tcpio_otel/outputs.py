@@ -1,8 +1,11 @@
 """The configuration's wishes for export, as outputs: encoders, batchers and senders of the three signals."""
 
+from __future__ import annotations
+
 import logging
 from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.sdk.resources import Resource
@@ -19,7 +22,7 @@ from tcpio_otel.config import Config, Export
 from tcpio_otel.connections.events import Connection, Ends
 from tcpio_otel.correlation.events import Request as ServedRequest
 from tcpio_otel.encoding import proto_json
-from tcpio_otel.encoding.metrics import ExportCounts
+from tcpio_otel.encoding.metrics import ExportCounts, Observation, resource_metrics
 from tcpio_otel.encoding.otlp_logs import PacketLogEncoder
 from tcpio_otel.encoding.packet_json import PacketJsonEncoder
 from tcpio_otel.encoding.peer import peer_names, series_peer
@@ -28,6 +31,7 @@ from tcpio_otel.encoding.requests import Links, request_log, request_log_json
 from tcpio_otel.encoding.resource import Resources, host_resource
 from tcpio_otel.encoding.rows import PeerNames, nobody
 from tcpio_otel.encoding.spans import SCOPE, SpanEncoder, SpanJsonEncoder, items
+from tcpio_otel.encoding.traffic import traffic as traffic_metrics
 from tcpio_otel.encoding.traffic import traffic_requests
 from tcpio_otel.errors import EnvironmentFault
 from tcpio_otel.export.batcher import Batcher
@@ -41,6 +45,9 @@ from tcpio_otel.export.transport import Accepted, Transport
 from tcpio_otel.ledger import Ledger
 from tcpio_otel.payload import Envelope, Items, Request, Signal, always
 from tcpio_otel.pipeline import Output, PacketEncoder
+
+if TYPE_CHECKING:
+    from tcpio_otel.export.scrape import Scrape
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +120,7 @@ class Outputs:
 
     Raises:
         UsageError: an endpoint or a certificate will not do.
-        EnvironmentFault: the files cannot be written.
+        EnvironmentFault: the files cannot be written, or nobody can listen where metrics are to be scraped.
     """
 
     def __init__(
@@ -157,11 +164,17 @@ class Outputs:
         self.summaries = self._output(Signal.LOGS, logs)
         self.traces = self._output(Signal.TRACES, self._sender(Signal.TRACES))
         self._metrics = self._sender(Signal.METRICS)
+        self._scrape = _scrape(config)
 
     @property
     def has_metrics(self) -> bool:
         """Whether metrics go anywhere."""
-        return self._metrics is not None
+        return self._metrics is not None or self._scrape is not None
+
+    @property
+    def scraped(self) -> bool:
+        """Whether somebody waits for metrics."""
+        return self._scrape is not None and self._scrape.wanted
 
     @property
     def resource(self) -> Resource:
@@ -233,6 +246,17 @@ class Outputs:
         for metrics, points in traffic_requests(traffic, self._resources.of, self._drop_reasons, now_ns):
             self.send_metrics(metrics, points)
 
+    def answer_scrape(self, observation: Observation, traffic: Traffic | None) -> None:
+        """Give who waits for metrics what an export would send as well."""
+        if self._scrape is None:
+            return
+        found = [resource_metrics(observation, self._resource)]
+        if traffic is not None:
+            found += traffic_metrics(
+                traffic, self._resources.of, self._drop_reasons, observation.now_ns, examples=False
+            )
+        self._scrape.answer(found)
+
     def send_metrics(self, metrics: ExportMetricsServiceRequest, points: int) -> None:
         """Queue one request of the metrics signal, if that is on."""
         if self._metrics is None:
@@ -245,9 +269,22 @@ class Outputs:
 
     def close(self, timeout_s: float) -> None:
         """Give every queue the same time to empty, then drop and count what is left."""
+        if self._scrape is not None:
+            self._scrape.close()
         deadline_ns = self._clock() + int(timeout_s * 1e9)
         for sender in self._senders:
             sender.close(max(0.0, (deadline_ns - self._clock()) / 1e9))
+
+
+def _scrape(config: Config) -> Scrape | None:
+    if config.metrics.listen is None:
+        return None
+    from tcpio_otel.encoding.prometheus import families
+    from tcpio_otel.export.scrape import Scrape
+
+    scrape = Scrape(config.metrics.listen, families)
+    logger.info("metrics can be scraped at %s", scrape.url)
+    return scrape
 
 
 def reach(config: Config, name: str) -> str:

@@ -108,7 +108,12 @@ def metrics(observation: Observation) -> list[Metric]:
     return [metric for metric in found if metric.data.data_points]
 
 
+def resource_metrics(observation: Observation, resource: Resource) -> ResourceMetrics:
+    """An observation, and whose it is."""
+    scope = ScopeMetrics(SCOPE, metrics(observation), names.SCHEMA_URL)
+    return ResourceMetrics(resource, [scope], names.SCHEMA_URL)
+
+
 def metrics_request(observation: Observation, resource: Resource) -> tuple[ExportMetricsServiceRequest, int]:
     """An observation as an export request, and the number of data points in it."""
-    scope = ScopeMetrics(SCOPE, metrics(observation), names.SCHEMA_URL)
-    return request_of([ResourceMetrics(resource, [scope], names.SCHEMA_URL)])
+    return request_of([resource_metrics(observation, resource)])

@@ -17,7 +17,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 
 from tcpio_otel import names
-from tcpio_otel.aggregation.histogram import Histogram
+from tcpio_otel.aggregation.histogram import Example, Histogram
 from tcpio_otel.aggregation.traffic import OVERFLOW, Key, Series
 from tcpio_otel.attribution.naming import Workload
 from tcpio_otel.batch import Names
@@ -69,28 +69,31 @@ def traffic(
     resource: Callable[[Workload], Resource],
     drop_reasons: Mapping[int, str],
     now_ns: int,
+    *,
+    examples: bool = True,
 ) -> list[ResourceMetrics]:
     """The metrics of series, by workload.
 
     Args:
-        series: all of them; examples of their histograms are taken.
+        series: all of them.
         resource: of a workload.
         drop_reasons: the running kernel's names.
         now_ns: Unix time.
+        examples: take the examples of their histograms, which others will not get then.
     """
     by_workload: dict[Workload, Told] = {}
     for key, found in series:
         by_workload.setdefault(key.workload, []).append((key_attributes(key), found))
     return [
         ResourceMetrics(
-            resource(workload), [ScopeMetrics(SCOPE, _metrics(told, drop_reasons, now_ns), names.SCHEMA_URL)],
+            resource(workload), [ScopeMetrics(SCOPE, _metrics(told, drop_reasons, now_ns, examples), names.SCHEMA_URL)],
             names.SCHEMA_URL,
         )
         for workload, told in by_workload.items()
     ]  # fmt: skip
 
 
-def _metrics(told: Told, drop_reasons: Mapping[int, str], now_ns: int) -> list[Metric]:
+def _metrics(told: Told, drop_reasons: Mapping[int, str], now_ns: int, examples: bool) -> list[Metric]:
     def summed(of: names.Instrument, points: Callable[[Series], Values]) -> Metric:
         found = [
             NumberDataPoint({**attributes, **dict(more)}, series.started_ns, now_ns, value)
@@ -125,24 +128,27 @@ def _metrics(told: Told, drop_reasons: Mapping[int, str], now_ns: int) -> list[M
                 names.DROP_REASON, {drop_reasons.get(reason, str(reason)): n for reason, n in series.drops.items()}
             ),
         ),
-        _histogram(names.HANDSHAKES, told, lambda series: series.handshakes, now_ns),
-        _histogram(names.ROUND_TRIPS, told, lambda series: series.round_trips, now_ns),
+        _histogram(names.HANDSHAKES, told, lambda series: series.handshakes, now_ns, examples),
+        _histogram(names.ROUND_TRIPS, told, lambda series: series.round_trips, now_ns, examples),
     ]
     return [metric for metric in found if metric.data.data_points]
 
 
-def _histogram(of: names.Instrument, told: Told, taken: Callable[[Series], Histogram], now_ns: int) -> Metric:
+def _histogram(
+    of: names.Instrument, told: Told, taken: Callable[[Series], Histogram], now_ns: int, examples: bool
+) -> Metric:
     points = [
-        _point(attributes, series.started_ns, now_ns, histogram)
+        _point(attributes, series.started_ns, now_ns, histogram, histogram.take_slowest() if examples else None)
         for attributes, series in told
         if (histogram := taken(series)).count
     ]
     return Metric(of.name, of.meaning, of.unit, ExponentialHistogram(points, AggregationTemporality.CUMULATIVE))
 
 
-def _point(attributes: Attributes, started_ns: int, now_ns: int, histogram: Histogram) -> ExponentialHistogramDataPoint:
+def _point(
+    attributes: Attributes, started_ns: int, now_ns: int, histogram: Histogram, slowest: Example | None
+) -> ExponentialHistogramDataPoint:
     first, counts = histogram.counts()
-    slowest = histogram.take_slowest()
     exemplars = []
     if slowest:
         ids = int.from_bytes(slowest.span_id), int.from_bytes(slowest.trace_id)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 
 class Protocol(StrEnum):
@@ -36,3 +37,13 @@ class OtlpSettings:
     certificate: Path | None = None
     client_certificate: Path | None = None
     client_key: Path | None = None
+
+
+class Listen(NamedTuple):
+    """An address and a port to listen on; in text `0.0.0.0:9464`, `[::]:9464`, or `:9464` for all of IPv4."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -220,6 +220,11 @@ SEGMENT = (
 )  # fmt: skip
 
 
+def only(namespace: Namespace) -> dict[str, str]:
+    """Let the agent record that network alone: sums are over all that it saw."""
+    return {"TCPIO_CAPTURE_NETWORK_NAMESPACE": f"/run/netns/{namespace.name}"}
+
+
 def segments(records: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
     """The multiset of segments among records, by everything that a capture shows as well."""
     return Counter(tuple(record[name] for name in SEGMENT) for record in records)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.harness import TRAFFIC, Namespace, agent, plain, spans, wait_for
+from tests.kernel.harness import TRAFFIC, Namespace, agent, only, plain, spans, wait_for
 
 Points = dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]
 """By metric, the last value of each series: its attributes, with those of its Resource, and the data point."""
@@ -41,11 +41,6 @@ def total(points: Points, name: str, **wanted: Any) -> int:
         for attributes, point in points.get(name, [])
         if all(attributes.get(key.replace("__", ".")) == value for key, value in wanted.items())
     )
-
-
-def only(namespace: Namespace) -> dict[str, str]:
-    """Let the agent record that network alone: sums are over all that it saw."""
-    return {"TCPIO_CAPTURE_NETWORK_NAMESPACE": f"/run/netns/{namespace.name}"}
 
 
 def test_series_add_up_to_spans_and_to_what_programs_counted(namespace: Namespace, tmp_path: Path) -> None:

@@ -39,6 +39,18 @@ def asked_for(built: Path) -> None:
         raise LookupError(f"{built.name} is not built yet: make test-backends builds it, which takes a while")
 
 
+def sources(module: str, version: str) -> Path:
+    """The directory of a module's files, as Go keeps them.
+
+    Raises:
+        LookupError: there is no Go here, or it cannot get them; the message says which.
+    """
+    if shutil.which("go") is None:
+        raise LookupError(f"Go is not installed: {module} cannot be had")
+    with tempfile.TemporaryDirectory() as scratch:
+        return Path(json.loads(_go(Path(scratch), "mod", "download", "-json", f"{module}@{version}"))["Dir"])
+
+
 def programs(
     name: str,
     module: str,

@@ -1,14 +1,16 @@
 """The real Prometheus, built once, started for a test, and asked over its API. It takes metrics by OTLP."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import HTTPError
 
 from tests.integration.collector import free_port
 from tests.peers.go import programs
-from tests.peers.server import get, serving
+from tests.peers.server import PATIENCE_S, get, serving
 
 MODULE = "github.com/prometheus/prometheus"
 VERSION = "0.316.0"
@@ -47,13 +49,29 @@ class Prometheus:
 
 
 @contextmanager
-def started(directory: Path) -> Iterator[Prometheus]:
-    """Start it with an empty store in a directory, on loopback; it scrapes nobody."""
+def started(directory: Path, scraped: str = "") -> Iterator[Prometheus]:
+    """Start it with an empty store in a directory, on loopback; it scrapes one agent (host and port), or nobody."""
     port = free_port()
     configuration = directory / "prometheus.yml"
-    configuration.write_text("{}")
+    job = {"job_name": "tcpio-otel", "honor_labels": True, "scrape_interval": "3s", "scrape_timeout": "3s"}
+    job["static_configs"] = [{"targets": [scraped]}]
+    configuration.write_text(json.dumps({"scrape_configs": [job] if scraped else []}))
     flags = [f"--config.file={configuration}", f"--storage.tsdb.path={directory / 'prometheus'}"]
     flags += [f"--web.listen-address=127.0.0.1:{port}", "--web.enable-otlp-receiver"]
     flags += ["--query.lookback-delta=1h"]  # filled once, it may be asked long after
     with serving([build(), *flags], port, directory / "prometheus.log") as url:
+        _ready(url)
         yield Prometheus(url)
+
+
+def _ready(url: str) -> None:
+    """Wait until it has opened its store: it listens before, and refuses."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            get(f"{url}/-/ready")
+        except HTTPError:
+            assert time.monotonic() < deadline, f"{url} is not ready after {PATIENCE_S} s"
+            time.sleep(0.1)
+        else:
+            return

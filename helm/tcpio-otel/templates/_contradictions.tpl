@@ -47,6 +47,9 @@
 {{- if and .kubelet.certificateHostPath (not .kubelet.url) -}}
 {{- fail "kubelet.certificateHostPath is for kubelet.url, which is not set" -}}
 {{- end -}}
+{{- if and .podMonitor.enabled (not (include "tcpio-otel.scrapePort" $)) -}}
+{{- fail "podMonitor.enabled: there is nothing to scrape; set config.metrics.listen to an address that others reach and a port, such as 0.0.0.0:9464" -}}
+{{- end -}}
 {{- range list "endpoint" "protocol" -}}
 {{- if and (get $.Values.otlp .) (get $key (printf "export.%s" .)) -}}
 {{- fail (printf "otlp.%s and config.export.%s are both set: choose one" . .) -}}
@@ -118,6 +121,9 @@
 {{- end -}}
 {{- if has .name (list "TCPIO_KUBERNETES_ENABLED" "TCPIO_KUBERNETES_PEERS" "TCPIO_KUBERNETES_BACKENDS" "TCPIO_KUBERNETES_KUBELET" "TCPIO_KUBERNETES_KUBELET_CERTIFICATE") -}}
 {{- fail (printf "extraEnv: rights and volumes follow from config.kubernetes and kubelet, not from %s" .name) -}}
+{{- end -}}
+{{- if eq .name "TCPIO_METRICS_LISTEN" -}}
+{{- fail "extraEnv: ports follow from config.metrics.listen, not from TCPIO_METRICS_LISTEN" -}}
 {{- end -}}
 {{- if has .name (list "TCPIO_RESOURCE_ATTRIBUTES" "OTEL_RESOURCE_ATTRIBUTES") -}}
 {{- fail (printf "extraEnv: %s would do away with host.name: use config.resource.attributes" .name) -}}

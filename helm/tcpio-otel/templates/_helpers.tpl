@@ -55,6 +55,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if eq (include "tcpio-otel.key" (dict "config" .Values.config "key" "kubernetes.enabled")) "true" }}true{{ end -}}
 {{- end }}
 
+{{/* The port where metrics are scraped; empty where nobody else can reach it. */}}
+{{- define "tcpio-otel.scrapePort" -}}
+{{- $listen := include "tcpio-otel.key" (dict "config" .Values.config "key" "metrics.listen") -}}
+{{- if not (regexMatch "^(127[.]|\\[::1\\])" $listen) }}{{ regexFind "[0-9]+$" $listen | trimPrefix "0" }}{{ end -}}
+{{- end }}
+
 {{/* What is watched of the cluster to name peers, with commas between. */}}
 {{- define "tcpio-otel.peers" -}}
 {{- join "," .Values.config.kubernetes.peers -}}

@@ -96,6 +96,15 @@ containers:
       - name: TCPIO_EXPORT_CLIENT_KEY
         value: /etc/tcpio-otel-tls/tls.key
       {{- end }}
+    {{- /* `helm test` asks for no port: on the host's network the agent has it. */}}
+    {{- if eq $.restartPolicy "Always" }}
+    {{- with include "tcpio-otel.scrapePort" $root }}
+    ports:
+      - name: metrics
+        containerPort: {{ . }}
+        protocol: TCP
+    {{- end }}
+    {{- end }}
     securityContext:
       # Kubernetes gives capabilities to user 0 only.
       runAsUser: 0

@@ -25,6 +25,7 @@ Write = Callable[[str], Path]
 OTHERS = {
     "source": "pcap:a.pcap",
     "duration": "90s",
+    "metrics.listen": "[::1]:9464",
     "capture.ports": ["443", "8000-8999"],
     "capture.cidrs": ["192.0.2.0/24", "2001:db8::/32"],
     "capture.local": ["198.51.100.7/32"],
