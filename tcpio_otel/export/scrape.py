@@ -25,6 +25,9 @@ PATIENCE_S = 8.0
 _CLIENT_S = 5.0
 """How long a client may keep silent: there is one at a time."""
 
+_CLOSE_S = 1.0
+_POLL_S = 0.25
+
 
 class Scrape:
     """Listens on construction, and answers from a thread of its own with what the agent's thread gives it.
@@ -48,7 +51,7 @@ class Scrape:
             raise EnvironmentFault(f"cannot listen on {where} (metrics.listen): {error.strerror}") from None
         self.url = f"http://{where._replace(port=self._server.server_port)}{PATH}"
         self._server.set_app(self._serve)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="scrapes", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="scrapes", daemon=True)
         self._thread.start()
 
     @property
@@ -63,15 +66,18 @@ class Scrape:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop listening; who waits is told so."""
+        """Stop listening; who waits is told so, and who has not finished asking does not keep the agent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._server.shutdown()
-        self._thread.join()
+        self._thread.join(_CLOSE_S)
         self._server.server_close()
 
     # The server's thread.
+
+    def _listen(self) -> None:
+        while not self._closed:
+            self._server.handle_request()
 
     def _serve(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] != PATH:
@@ -113,6 +119,9 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(WSGIServer):
+    timeout = _POLL_S
+    """How long it waits for a client, before it looks whether it is to go on."""
+
     def __init__(self, where: Listen) -> None:
         self.address_family = AF_INET6 if ":" in where.host else AF_INET
         super().__init__(where, _Handler)

@@ -108,6 +108,26 @@ def test_stopping_does_not_wait_for_who_asks() -> None:
     assert told[0][::2] == (503, b"The agent does not answer: it is stopping.\n")
 
 
+def test_stopping_does_not_wait_for_who_never_finishes_asking() -> None:
+    """A byte now and then does not keep the agent."""
+    over = threading.Event()
+    with listening() as made, socket.create_connection(("127.0.0.1", urlsplit(made.url).port or 0)) as trickle:
+
+        def dribble() -> None:
+            trickle.sendall(b"GET /metrics HTTP/1.0\r\n")
+            while not over.wait(0.05):
+                trickle.sendall(b"x")
+
+        dribbling = threading.Thread(target=dribble)
+        dribbling.start()
+        closing_it = threading.Thread(target=made.close)
+        closing_it.start()
+        closing_it.join(20)
+        assert not closing_it.is_alive()
+        over.set()
+        dribbling.join()
+
+
 def test_a_silent_client_is_given_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """So that it does not keep others out; neither it nor one that breaks off is worth a word."""
     monkeypatch.setattr(scrape._Handler, "timeout", 0.05)
