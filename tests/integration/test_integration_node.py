@@ -11,20 +11,21 @@ from typing import Any
 
 import pytest
 import urllib3
+from prometheus_client.parser import text_string_to_metric_families
 
 from tcpio_otel import privileges
 from tcpio_otel.attribution.kubelet import Kubelet
 from tcpio_otel.attribution.kubernetes import NodePods, connected
 from tcpio_otel.attribution.pods import Wanted
 from tcpio_otel.capture.probe import cgroup_root
-from tests.integration.collector import Collector, collector
+from tests.integration.collector import Collector, collector, free_port
 from tests.kernel.harness import attached, plain, wait_for
 from tests.peers import helm as helm_peer
 from tests.peers import image as images
 from tests.peers import node as nodes
 from tests.peers.go import or_skip
 from tests.peers.kubernetes import ControlPlane
-from tests.peers.server import REPOSITORY
+from tests.peers.server import REPOSITORY, get
 from tests.quick_start import commands, typed
 
 CHART = REPOSITORY / "helm" / "tcpio-otel"
@@ -184,6 +185,7 @@ def test_the_chart_on_a_node(cluster: Cluster, tmp_path: Path) -> None:
             "config.capture.cgroup": f"/host{cgroup_root()}",
             "config.kubernetes.peers": "{services,nodes,pods}", "config.kubernetes.backends": "true",
             "otlp.endpoint": f"http://127.0.0.1:{receiver.http_port}",
+            "config.metrics.listen": f"0.0.0.0:{(scraped := free_port())}",
         }  # fmt: skip
         cluster.helm("install", "agent", str(CHART), *(f"--set={key}={value}" for key, value in settings.items()))
         cluster.roll_out(NAMESPACE, "daemonset/agent-tcpio-otel")
@@ -205,6 +207,7 @@ def test_the_chart_on_a_node(cluster: Cluster, tmp_path: Path) -> None:
         )
         assert restarts == "0"
         check_rights_at_kubelet(cluster)
+        check_scrape(f"http://{nodes.ADDRESS}:{scraped}/metrics")
         log = tmp_path / "log"
         with log.open("w") as file:
             ask = [str(cluster.plane.kubectl), f"--kubeconfig={cluster.kubeconfig}", "-n", NAMESPACE]
@@ -252,6 +255,17 @@ def check_rights_at_kubelet(cluster: Cluster) -> None:
     headers = {"authorization": f"Bearer {cluster.plane.token(NAMESPACE, ACCOUNT)}"}
     answers = {path: ask.request("GET", f"{KUBELET}{path}", headers=headers).status for path in KUBELET_OFFERS}
     assert answers == KUBELET_OFFERS
+
+
+def check_scrape(url: str) -> None:
+    """Metrics of the shopper, by its own name and that of the Service that it asks."""
+    moved = {
+        (sample.labels["job"], sample.labels["tcp_peer_k8s_service_name"]): sample.value
+        for family in text_string_to_metric_families(get(url))
+        for sample in family.samples
+        if sample.name == "tcp_io_bytes_total" and sample.labels.get("tcp_peer_k8s_service_name")
+    }
+    assert moved["default/shopper", "web"] > 0
 
 
 def test_the_kubelet_tells_of_pods_while_the_agent_is_cut_off(cluster: Cluster, tmp_path: Path) -> None:
