@@ -129,9 +129,7 @@ def test_prometheus_scrapes_it(namespace: Namespace, tmp_path: Path) -> None:
             assert [value for _, value in asked.query("up")] == [1]
             ((labels, value),) = asked.query("tcpio_packets_seen_total")
             assert (labels["job"], value > 0) == ("tcpio-otel", True)
-            median = (
-                f'histogram_quantile(0.5, tcp_handshake_duration_seconds_bucket{{server_port="{counted["port"]}"}})'
-            )
+            median = f'histogram_quantile(0.5, tcp_handshake_duration_seconds{{server_port="{counted["port"]}"}})'
             assert all(0 < value < 1 for _, value in asked.query(median))
             assert len(asked.query(median)) == 2
             joined = f"{sent} * on (job, instance) group_left (os_type) target_info"

@@ -54,6 +54,7 @@ def started(directory: Path, scraped: str = "") -> Iterator[Prometheus]:
     port = free_port()
     configuration = directory / "prometheus.yml"
     job = {"job_name": "tcpio-otel", "honor_labels": True, "scrape_interval": "3s", "scrape_timeout": "3s"}
+    job["convert_classic_histograms_to_nhcb"] = True
     job["static_configs"] = [{"targets": [scraped]}]
     configuration.write_text(json.dumps({"scrape_configs": [job] if scraped else []}))
     flags = [f"--config.file={configuration}", f"--storage.tsdb.path={directory / 'prometheus'}"]
