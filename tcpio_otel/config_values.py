@@ -49,6 +49,7 @@ _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,24})?)\s*(ms|s|m|h)?")
 _SIZE = re.compile(r"([0-9]{1,15})\s*(B|kB|KB|MB|GB|KiB|MiB|GiB)?")
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
+_LISTEN = re.compile(r"(?:\[([^]]+)\]|([^][:]*)):([0-9]{1,5})")
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 _UNITS_S = {"h": Decimal(3600), "m": Decimal(60), "s": Decimal(1), "ms": Decimal("0.001")}
@@ -124,20 +125,15 @@ def _url(text: str) -> Url:
 
 
 def _listen(text: str) -> Listen:
-    host, colon, port = text.rpartition(":")
+    wanted = "an address and a port such as 127.0.0.1:9464 or [::1]:9464"
+    found = _LISTEN.fullmatch(text)
+    if not found or int(found[3]) > 65535:
+        raise ValueError(wanted)
     try:
-        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]") or "0.0.0.0")  # noqa: S104 - as asked
-        if (
-            colon
-            and port.isascii()
-            and port.isdigit()
-            and int(port) <= 65535
-            and ("[" in host) == (address.version == 6)
-        ):
-            return Listen(str(address), int(port))
-    except ValueError:  # no address
-        pass
-    raise ValueError("an address and a port such as 127.0.0.1:9464 or [::1]:9464")
+        address = ipaddress.IPv6Address(found[1]) if found[1] else ipaddress.IPv4Address(found[2] or 0)
+    except ValueError:
+        raise ValueError(wanted) from None
+    return Listen(str(address), int(found[3]))
 
 
 def _source(text: str) -> Source:

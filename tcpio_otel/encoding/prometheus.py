@@ -25,6 +25,8 @@ from tcpio_otel import names
 BOUNDS = range(-14, 7)
 """Powers of two that end the buckets: of seconds, from 61 us to 64 s."""
 
+_ENDS = (*(str(2.0**power) for power in BOUNDS), "+Inf")
+
 Labels = dict[str, str]
 Labelled = tuple[tuple[str, str], ...]
 
@@ -98,7 +100,7 @@ class _Buckets:
     def samples(self) -> Iterator[tuple[str, Labels, float]]:
         """Suffix, label and value of each sample."""
         total = 0
-        for bound, count in zip([*(f"{2.0**power}" for power in BOUNDS), "+Inf"], self._counts, strict=True):
+        for bound, count in zip(_ENDS, self._counts, strict=True):
             total += count
             yield "_bucket", {"le": bound}, total
         yield "_count", {}, total

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import urllib3
-from prometheus_client.parser import text_string_to_metric_families
 
 from tcpio_otel import privileges
 from tcpio_otel.attribution.kubelet import Kubelet
@@ -19,13 +18,13 @@ from tcpio_otel.attribution.kubernetes import NodePods, connected
 from tcpio_otel.attribution.pods import Wanted
 from tcpio_otel.capture.probe import cgroup_root
 from tests.integration.collector import Collector, collector, free_port
-from tests.kernel.harness import attached, plain, wait_for
+from tests.kernel.harness import attached, plain, scrape, wait_for
 from tests.peers import helm as helm_peer
 from tests.peers import image as images
 from tests.peers import node as nodes
 from tests.peers.go import or_skip
 from tests.peers.kubernetes import ControlPlane
-from tests.peers.server import REPOSITORY, get
+from tests.peers.server import REPOSITORY
 from tests.quick_start import commands, typed
 
 CHART = REPOSITORY / "helm" / "tcpio-otel"
@@ -260,10 +259,9 @@ def check_rights_at_kubelet(cluster: Cluster) -> None:
 def check_scrape(url: str) -> None:
     """Metrics of the shopper, by its own name and that of the Service that it asks."""
     moved = {
-        (sample.labels["job"], sample.labels["tcp_peer_k8s_service_name"]): sample.value
-        for family in text_string_to_metric_families(get(url))
-        for sample in family.samples
-        if sample.name == "tcp_io_bytes_total" and sample.labels.get("tcp_peer_k8s_service_name")
+        (labels["job"], labels["tcp_peer_k8s_service_name"]): value
+        for labels, value in scrape(url)["tcp_io_bytes_total"]
+        if labels.get("tcp_peer_k8s_service_name")
     }
     assert moved["default/shopper", "web"] > 0
 

@@ -22,7 +22,7 @@ from tcpio_otel import privileges
 from tcpio_otel.encoding import line_protocol as lines
 from tests.emitted import Emitted, account
 from tests.integration.collector import collector
-from tests.kernel.harness import Namespace, new_namespace, plain, resident_bytes, wait_for
+from tests.kernel.harness import Namespace, new_namespace, only, plain, resident_bytes, wait_for
 from tests.peers.go import or_skip
 from tests.peers.telegraf import SHIPPED, Metric, Telegraf, build, telegraf
 from tests.unit.encoding.test_encoding_line_protocol import sayable
@@ -47,11 +47,9 @@ def namespace() -> Iterator[Namespace]:
         yield made
 
 
-def only(namespace: Namespace, **more: str) -> dict[str, str]:
-    """The agent's environment: that namespace, with packets, and what comes beside."""
-    return {
-        "TCPIO_CAPTURE_NETWORK_NAMESPACE": f"/run/netns/{namespace.name}", "TCPIO_TELEGRAF_PACKETS": "true", **more,
-    }  # fmt: skip
+def environment(namespace: Namespace, **more: str) -> dict[str, str]:
+    """The agent's: that namespace, with packets, and what comes beside."""
+    return {**only(namespace), "TCPIO_TELEGRAF_PACKETS": "true", **more}
 
 
 def ledgers(running: Telegraf) -> list[dict[str, int]]:
@@ -108,7 +106,7 @@ def test_telegraf_is_told_what_happened(namespace: Namespace, tmp_path: Path, mo
     inputs = EXECD.replace('signal = "STDIN"', f'signal = "{mode}"')
     # A signal that comes before it is listened to would end the agent.
     inputs += '  collection_offset = "2s"\n' if mode.startswith("SIG") else ""
-    with telegraf(tmp_path, inputs, environment=only(namespace, TCPIO_TELEGRAF_INTERVAL="1s")) as running:
+    with telegraf(tmp_path, inputs, environment=environment(namespace, TCPIO_TELEGRAF_INTERVAL="1s")) as running:
         running.child()
         began, before, counted = time.time(), len(running.metrics("tcpio")), []
         for run in (("4", "50", "1000", "30000"), ("6", "20", "70000", "10")):
@@ -131,7 +129,7 @@ def test_telegraf_is_told_what_happened(namespace: Namespace, tmp_path: Path, mo
 
 def test_a_capture_now_and_then(namespace: Namespace, tmp_path: Path) -> None:
     """inputs.exec: bounded, with times to the nanosecond."""
-    with telegraf(tmp_path, EXEC, "--once", environment=only(namespace)) as running:
+    with telegraf(tmp_path, EXEC, "--once", environment=environment(namespace)) as running:
         running.child()
         counted = [namespace.traffic("exchange", "4", "50", "1000", "30000")]
         assert running.process.wait(60) == 0
@@ -142,7 +140,7 @@ def test_a_capture_now_and_then(namespace: Namespace, tmp_path: Path) -> None:
 
 def test_a_telegraf_that_stands_still_costs_detail_alone(namespace: Namespace, tmp_path: Path) -> None:
     """Traffic goes on, memory stays bounded, what finds no room is counted, and the totals are exact all the same."""
-    settings = only(
+    settings = environment(
         namespace, TCPIO_EXPORT_QUEUE_MEMORY="1MiB", TCPIO_BATCH_MAX_BYTES="256KiB", TCPIO_LOG_LEVEL="debug"
     )
     with telegraf(tmp_path, EXECD, environment=settings) as running:
@@ -172,7 +170,7 @@ def test_a_telegraf_that_stands_still_costs_detail_alone(namespace: Namespace, t
 def test_telegraf_starts_the_agent_again(namespace: Namespace, tmp_path: Path, number: int, code: str) -> None:
     """Whether it ended in order, having told everything, or not; its totals begin anew."""
     inputs = EXECD.replace('restart_delay = "10s"', 'restart_delay = "1s"')
-    with telegraf(tmp_path, inputs, environment=only(namespace)) as running:
+    with telegraf(tmp_path, inputs, environment=environment(namespace)) as running:
         first = running.child()
         before = namespace.traffic("exchange", "4", "10", "100", "100")
         os.kill(first, number)
@@ -192,7 +190,7 @@ def test_telegraf_starts_the_agent_again(namespace: Namespace, tmp_path: Path, n
 
 def test_telegraf_is_killed(namespace: Namespace, tmp_path: Path) -> None:
     """Its end of the pipes is closed then, and the agent ends too."""
-    with telegraf(tmp_path, EXECD, environment=only(namespace)) as running:
+    with telegraf(tmp_path, EXECD, environment=environment(namespace)) as running:
         child = running.child()
         namespace.traffic("exchange", "4", "10", "100", "100")
         running.process.kill()
@@ -225,7 +223,7 @@ def test_metrics_go_on_by_otlp(namespace: Namespace, tmp_path: Path) -> None:
     """Through Telegraf's own OpenTelemetry output, into a real Collector, with the values that came out of a file."""
     with collector(tmp_path) as receiver:
         inputs = f'{EXECD}\n[[outputs.opentelemetry]]\n  service_address = "127.0.0.1:{receiver.grpc_port}"\n'
-        with telegraf(tmp_path, inputs, environment=only(namespace)) as running:
+        with telegraf(tmp_path, inputs, environment=environment(namespace)) as running:
             running.child()
             namespace.traffic("exchange", "4", "50", "1000", "30000")
             assert running.stop() == 0
@@ -287,7 +285,7 @@ def test_the_service_needs_no_more_than_the_drop_in_gives(namespace: Namespace, 
         *entered(everyones), "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
         f"--inh-caps={names}", f"--ambient-caps={names}", f"--bounding-set=-all,{names}",
     )  # fmt: skip
-    with telegraf(home, EXECD, before=user, environment=only(namespace)) as running:
+    with telegraf(home, EXECD, before=user, environment=environment(namespace)) as running:
         child = running.child()
         assert Path(f"/proc/{child}").stat().st_uid == NOBODY
         counted = namespace.traffic("exchange", "4", "10", "100", "100")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.emitted import account, in_files
 
@@ -62,6 +65,37 @@ class Namespace:
             said = process.stderr.read()
             process.wait()
         assert "0 packets dropped by kernel" in said, said
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Open connections over which a client draws bytes whenever it is told to."""
+
+    process: "subprocess.Popen[str]"
+    port: int
+
+    def draw(self) -> tuple[int, int]:
+        """Once more: how many bytes came in all, and the server's smoothed round-trip times in us, added up."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write("\n")
+        counted, rtt_us = json.loads(self.process.stdout.readline())
+        return counted, rtt_us
+
+    def end(self) -> None:
+        """Close the connections."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@contextmanager
+def drawing(namespace: Namespace, connections: int, size: int) -> Iterator[Drawing]:
+    """So many connections in a namespace, over each of which `size` bytes are drawn at a time."""
+    program = ["ip", "netns", "exec", namespace.name, sys.executable, str(TRAFFIC), "draw", str(connections), str(size)]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdout
+        yield Drawing(process, int(process.stdout.readline()))
 
 
 @contextmanager
@@ -223,6 +257,20 @@ SEGMENT = (
 def only(namespace: Namespace) -> dict[str, str]:
     """Let the agent record that network alone: sums are over all that it saw."""
     return {"TCPIO_CAPTURE_NETWORK_NAMESPACE": f"/run/netns/{namespace.name}"}
+
+
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+"""Labels and values by name."""
+
+
+def scrape(url: str) -> Samples:
+    """What Prometheus would be told."""
+    samples: Samples = {}
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        for family in text_string_to_metric_families(answer.read().decode()):
+            for sample in family.samples:
+                samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
 
 
 def segments(records: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:

@@ -1,19 +1,13 @@
 """Metrics that are scraped, against programs' own counts, against what goes by OTLP, and by the real Prometheus."""
 
-import json
 import re
 import signal
-import subprocess
-import sys
-import urllib.request
-from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.kernel.harness import TRAFFIC, Agent, Namespace, agent, only, wait_for
+from tests.kernel.harness import Agent, Namespace, Samples, agent, drawing, only, scrape, wait_for
 from tests.kernel.hosts import KERNEL
 from tests.kernel.test_kernel_traffic import last_points
 from tests.peers import prometheus
@@ -22,24 +16,12 @@ from tests.peers.go import or_skip
 SCRAPED = {"TCPIO_METRICS_LISTEN": "127.0.0.1:0", "TCPIO_METRICS_INTERVAL": "1h"}
 """So that nothing but a scrape has sockets looked at."""
 
-Samples = dict[str, list[tuple[dict[str, str], float]]]
-
 
 def url(watcher: Agent) -> str:
     """Where it can be scraped, as it says."""
     found = re.search(r"metrics can be scraped at (http://\S+)", watcher.stderr())
     assert found, watcher.stderr()
     return found[1]
-
-
-def scrape(watcher: Agent) -> Samples:
-    """Labels and values by name."""
-    samples: Samples = {}
-    with urllib.request.urlopen(url(watcher), timeout=20) as answer:
-        for family in text_string_to_metric_families(answer.read().decode()):
-            for sample in family.samples:
-                samples.setdefault(sample.name, []).append((sample.labels, sample.value))
-    return samples
 
 
 def total(samples: Samples, name: str, **wanted: object) -> float:
@@ -59,11 +41,11 @@ def test_a_scrape_tells_what_programs_counted(namespace: Namespace, tmp_path: Pa
 
         def client(direction: str) -> float:
             of = {"tcp_connection_role": "client", "server_port": counted["port"], "network_io_direction": direction}
-            return total(scrape(watcher), "tcp_io_bytes_total", **of)
+            return total(scrape(url(watcher)), "tcp_io_bytes_total", **of)
 
         wait_for(lambda: client("transmit") == counted["server_received"], "what was sent")
         assert client("receive") == counted["client_received"]
-        found = scrape(watcher)
+        found = scrape(url(watcher))
         assert watcher.stop() == 0
     points = last_points(tmp_path / "out")
     names = {
@@ -83,30 +65,24 @@ def test_a_scrape_tells_what_programs_counted(namespace: Namespace, tmp_path: Pa
 @pytest.mark.skipif(KERNEL < (5, 19), reason="before 5.19 nobody may look at sockets without privileges")
 def test_a_scrape_is_exact_while_connections_go_on_and_packets_are_lost(namespace: Namespace, tmp_path: Path) -> None:
     """Sockets are looked at for it."""
-    program = ["ip", "netns", "exec", namespace.name, sys.executable, str(TRAFFIC), "draw", "3", "20000000"]
     small = {"TCPIO_CAPTURE_RING_MEMORY": "1MiB"}
-    with ExitStack() as stack:
-        watcher = stack.enter_context(
-            agent(tmp_path, "run", "--otlp-file", "out", **only(namespace), **SCRAPED, **small)
-        )
-        drawing = stack.enter_context(
-            subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        )
-        assert drawing.stdin
-        assert drawing.stdout
-        port = int(drawing.stdout.readline())
+    with (
+        agent(tmp_path, "run", "--otlp-file", "out", **only(namespace), **SCRAPED, **small) as watcher,
+        drawing(namespace, 3, 20_000_000) as conversation,
+    ):
         for _ in range(2):
             watcher.process.send_signal(signal.SIGSTOP)
-            drawing.stdin.write("\n")
-            counted, _rtt_us = json.loads(drawing.stdout.readline())
+            counted, _rtt_us = conversation.draw()
             watcher.process.send_signal(signal.SIGCONT)
-            found = scrape(watcher)
+            found = scrape(url(watcher))
             for role, direction in (("client", "receive"), ("server", "transmit")):
                 of = {"tcp_connection_role": role, "network_io_direction": direction}
-                assert total(found, "tcp_io_bytes_total", server_port=port, **of) == counted
-        assert total(found, "tcp_rtt_smoothed_seconds_count", server_port=port, tcp_connection_role="server") == 6
-        drawing.stdin.close()
-        drawing.wait()
+                assert total(found, "tcp_io_bytes_total", server_port=conversation.port, **of) == counted
+        assert (
+            total(found, "tcp_rtt_smoothed_seconds_count", server_port=conversation.port, tcp_connection_role="server")
+            == 6
+        )
+        conversation.end()
         assert watcher.stop() == 0
     assert watcher.ledger()["dropped"] > 0
 

@@ -2,16 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kernel.harness import TRAFFIC, Namespace, agent, only, plain, spans, wait_for
+from tests.kernel.harness import Namespace, agent, drawing, only, plain, spans, wait_for
 
 Points = dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]
 """By metric, the last value of each series: its attributes, with those of its Resource, and the data point."""
@@ -110,16 +107,12 @@ def test_series_are_exact_when_packets_are_lost(namespace: Namespace, tmp_path: 
 def test_open_connections_are_told_exactly_too(namespace: Namespace, tmp_path: Path) -> None:
     """While they go on, and packets are lost: the kernel's totals, and round-trip times, once for each export."""
     settings = {**only(namespace), "TCPIO_CAPTURE_RING_MEMORY": "1MiB", "TCPIO_METRICS_INTERVAL": "1s"}
-    program = ["ip", "netns", "exec", namespace.name, sys.executable, str(TRAFFIC), "draw", "3", "20000000"]
     metrics = tmp_path / "out" / "metrics.jsonl"
-    with ExitStack() as stack:
-        watcher = stack.enter_context(agent(tmp_path, "run", "--otlp-file", "out", **settings))
-        drawing = stack.enter_context(
-            subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        )
-        assert drawing.stdin
-        assert drawing.stdout
-        port = int(drawing.stdout.readline())
+    with (
+        agent(tmp_path, "run", "--otlp-file", "out", **settings) as watcher,
+        drawing(namespace, 3, 20_000_000) as conversation,
+    ):
+        port = conversation.port
 
         def moved(points: Points) -> tuple[int, int]:
             ends = (("client", "receive"), ("server", "transmit"))
@@ -150,8 +143,7 @@ def test_open_connections_are_told_exactly_too(namespace: Namespace, tmp_path: P
             known, known_s = round_trips()
             if stopped:
                 watcher.process.send_signal(signal.SIGSTOP)
-            drawing.stdin.write("\n")
-            counted, rtt_us = json.loads(drawing.stdout.readline())
+            counted, rtt_us = conversation.draw()
             watcher.process.send_signal(signal.SIGCONT)
             wait_for(lambda n=counted: moved(last_points(tmp_path / "out")) == (n, n), "what the programs counted")
             wait_for_exports(4)
@@ -161,8 +153,7 @@ def test_open_connections_are_told_exactly_too(namespace: Namespace, tmp_path: P
                 assert now == known + 3
                 assert now_s - known_s == pytest.approx(rtt_us / 1e6, abs=3e-6)
         assert not total(last_points(tmp_path / "out"), "tcp.connections.closed", server__port=port)
-        drawing.stdin.close()
-        drawing.wait()
+        conversation.end()
         assert watcher.stop() == 0
     assert watcher.ledger()["dropped"] > 0
     assert moved(last_points(tmp_path / "out")) == (counted, counted)

@@ -1,7 +1,6 @@
 """The real Prometheus, built once, started for a test, and asked over its API. It takes metrics by OTLP."""
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +8,9 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 from tests.integration.collector import free_port
+from tests.kernel.harness import wait_for
 from tests.peers.go import programs
-from tests.peers.server import PATIENCE_S, get, serving
+from tests.peers.server import get, serving
 
 MODULE = "github.com/prometheus/prometheus"
 VERSION = "0.316.0"
@@ -61,18 +61,14 @@ def started(directory: Path, scraped: str = "") -> Iterator[Prometheus]:
     flags += [f"--web.listen-address=127.0.0.1:{port}", "--web.enable-otlp-receiver"]
     flags += ["--query.lookback-delta=1h"]  # filled once, it may be asked long after
     with serving([build(), *flags], port, directory / "prometheus.log") as url:
-        _ready(url)
+        wait_for(lambda: _is_ready(url), "Prometheus to be ready")
         yield Prometheus(url)
 
 
-def _ready(url: str) -> None:
-    """Wait until it has opened its store: it listens before, and refuses."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            get(f"{url}/-/ready")
-        except HTTPError:
-            assert time.monotonic() < deadline, f"{url} is not ready after {PATIENCE_S} s"
-            time.sleep(0.1)
-        else:
-            return
+def _is_ready(url: str) -> bool:
+    """Whether it has opened its store: it listens before, and refuses."""
+    try:
+        get(f"{url}/-/ready")
+    except HTTPError:
+        return False
+    return True

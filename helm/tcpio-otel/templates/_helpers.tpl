@@ -58,7 +58,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* The port where metrics are scraped; empty where nobody else can reach it. */}}
 {{- define "tcpio-otel.scrapePort" -}}
 {{- $listen := include "tcpio-otel.key" (dict "config" .Values.config "key" "metrics.listen") -}}
-{{- if not (regexMatch "^(127[.]|\\[::1\\])" $listen) }}{{ regexFind "[0-9]+$" $listen | trimPrefix "0" }}{{ end -}}
+{{- if not (regexMatch "^(127[.]|\\[::1\\])" $listen) }}{{ regexFind "[1-9][0-9]*$" $listen }}{{ end -}}
 {{- end }}
 
 {{/* What is watched of the cluster to name peers, with commas between. */}}
